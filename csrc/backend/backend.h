@@ -1,0 +1,188 @@
+// What a device must be able to do: about fifteen operations over rows, in model words, fused as far as both the CPU and
+// CUDA can honour. A backend may implement one operation by several kernels; the network never sees how.
+//
+// Calls are ordered and may be asynchronous; `download` and `synchronize` wait. All pointers that ops take are backend memory
+// (on the CPU: host memory). Ops on the hot path allocate nothing.
+//
+// Shapes: T rows of the pass, D hidden_size, H heads, Hkv KV heads, Dh head_dim, F intermediate_size, V vocab_size,
+// S slots, P positions per page.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "core/tensor.h"
+#include "math/acceptance.h"
+#include "math/noise.h"
+#include "math/processors.h"
+
+namespace paceline {
+
+constexpr int kPagePositions = 64;  // positions per KV page, and leaves of the attention tree
+constexpr int kPageGroup = 8;       // pages per inner node of the attention tree
+
+// Backend memory, owned. Zeroed when made.
+class Buffer {
+ public:
+  Buffer() = default;
+  Buffer(void* data, size_t bytes, std::function<void(void*)> release) : data_(data), bytes_(bytes), release_(std::move(release)) {}
+  Buffer(Buffer&& other) noexcept { *this = std::move(other); }
+  Buffer& operator=(Buffer&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(bytes_, other.bytes_);
+    std::swap(release_, other.release_);
+    return *this;
+  }
+  ~Buffer() {
+    if (data_) release_(data_);
+  }
+  size_t bytes() const { return bytes_; }
+  template <class T>
+  T* as() const { return static_cast<T*>(data_); }
+
+ private:
+  void* data_ = nullptr;
+  size_t bytes_ = 0;
+  std::function<void(void*)> release_;
+};
+
+// A weight matrix in the backend's own order: opaque to everyone else.
+class PackedMatrix {
+ public:
+  virtual ~PackedMatrix() = default;
+  virtual size_t bytes() const = 0;
+};
+
+// The rows of a pass. `plan` puts the live ones first; rows at or beyond *live do not exist and write nothing.
+// One row = one token of one sequence: (slot, position, token).
+struct Rows {
+  int capacity;             // *live never exceeds it
+  int32_t* live;            // [1]
+  int32_t* slot;            // [capacity]
+  int32_t* position;        // [capacity] index of `token` in its sequence
+  int32_t* token;           // [capacity]
+};
+
+// One layer's K and V of every sequence, in pages. Layout inside a page belongs to the backend.
+struct KvLayer {
+  void* keys;                  // [num_pages, Hkv, P, Dh] values of dtype
+  void* values;                // [num_pages, Hkv, P, Dh]
+  const int32_t* page_table;   // [S, pages_per_slot]: page that holds positions [64 i, 64 i + 64) of the slot
+  int pages_per_slot;
+  DType dtype;                 // fp32 or bf16
+};
+
+// What attention needs to know of a model, the same for all layers.
+struct AttentionShape {
+  int num_heads, num_kv_heads, head_dim;
+  const float* rope_cos;  // [positions, Dh / 2], attention scaling included
+  const float* rope_sin;  // [positions, Dh / 2]
+};
+
+// Parameters of one projection group. Outputs of matrices packed together are consecutive, each part padded to 16 columns.
+struct QkvWeights {
+  const PackedMatrix* qkv;       // K = D, outputs q | k | v
+  const float* norm;             // [D] RMSNorm before
+  const float* bias;             // [padded outputs] or nullptr
+  const float* q_norm;           // [Dh] RMSNorm of each q head, or nullptr (Qwen3)
+  const float* k_norm;           // [Dh]
+  float eps;
+};
+
+// Everything a cycle reads and writes on the device, one entry per slot. decode/ owns it; only plan, sample and accept and
+// the host between cycles change it. `tokens` holds the committed tokens and, behind them, the drafts of the running cycle.
+struct CycleState {
+  int num_slots, tau_max, tokens_stride;
+  int vocab_limit, draft_vocab_limit, draft_max_len;
+  Acceptance acceptance;
+  int32_t* tokens;        // [S, tokens_stride]
+  int32_t* length;        // [S] committed tokens; the last one is not fed yet
+  int32_t* running;       // [S] 1 while the slot decodes
+  int32_t* wanted_tau;    // [S] written by the host between cycles
+  int32_t* drafting;      // [S] tau of this cycle after clamping; shortened when a draft row is unusable
+  int32_t* draft_cached;  // [S]
+  int32_t* draft_fed;     // [S] positions the draft has been fed in this cycle
+  int32_t* target_cached; // [S]
+  int32_t* first_row;     // [S] the slot's first row in the verify pass
+  int32_t* last_row;      // [S] the slot's last row in the current draft pass, -1 = not drafting
+  SlotParams* params;     // [S]
+  ProcessedRow* draft_rows;  // [tau_max, S]
+  float* draft_logits;       // [tau_max, S, draft V] processed in place: the very rows the drafts were drawn from
+  int draft_vocab_size;
+};
+
+// What the host reads after a cycle, one entry per slot.
+struct CycleResult {
+  int32_t first_position;  // of tokens[0]
+  int32_t tau;             // drafts verified
+  int32_t accepted;        // 0..tau, before truncation
+  int32_t emitted;         // 1..tau + 1 after truncation at a stop or limit; 0 when the first row is unusable
+  int32_t finish;          // 0 goes on, or a Finish
+  int32_t fault;           // RowFault of the row that ended it
+  uint64_t logits_hash;    // of the rows that chose the emitted tokens, in order; 0 unless hashing is on
+};
+enum Finish : int32_t { kRunning = 0, kStopToken = 1, kLengthLimit = 2, kNumericFault = 3 };
+
+struct CycleResults {
+  CycleResult* slot;       // [S]
+  int32_t* tokens;         // [S, tau_max + 1]
+  float* logprobs;         // [S, tau_max + 1] raw logprob of each emitted token
+  int32_t* top_ids;        // [S, tau_max + 1, kMaxTopLogprobs]
+  float* top_logprobs;     // [S, tau_max + 1, kMaxTopLogprobs]
+  bool hash_logits;        // debug: fill logits_hash
+};
+
+// A captured line of operations that can be run again and again.
+class Graph {
+ public:
+  virtual ~Graph() = default;
+  virtual void launch() = 0;
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  virtual std::string description() const = 0;  // device, level, threads: for people
+
+  // Memory.
+  virtual Buffer allocate(size_t bytes) = 0;
+  virtual void upload(void* device, const void* host, size_t bytes) = 0;
+  virtual void download(void* host, const void* device, size_t bytes) = 0;
+  virtual void synchronize() = 0;
+  virtual std::unique_ptr<Graph> capture(std::function<void()> line) = 0;
+
+  // Weights. A matrix [N, K] is made empty and filled part by part: row r of `part` becomes output column
+  // 16 (first_block + (r / 16) * block_stride) + r % 16. Gate and up alternate by blocks (stride 2), q, k, v follow each other.
+  // dtype fixes where values are rounded: bf16 rounds weights and activations, fp32 neither.
+  virtual std::unique_ptr<PackedMatrix> new_matrix(int num_blocks, int k, DType dtype) = 0;
+  virtual void pack_weights(PackedMatrix& matrix, const TensorView& part, int first_block, int block_stride) = 0;
+
+  // The network. x is the residual stream, fp32 [T, D].
+  virtual void embed(const Rows&, const PackedMatrix& table /* V rows, packed */, float* x) = 0;
+  // q [T, H Dh] = rope(q_norm(W_q norm(x) + b)); K and V rows go to their page. k and v land in pages at the row's position.
+  virtual void norm_qkv_rope_write(const Rows&, const float* x, int d, const QkvWeights&, const AttentionShape&, const KvLayer&, float* q) = 0;
+  // out [T, H Dh]; row (slot, position) attends to positions [0, position] of its slot, softmax scaled by 1 / sqrt(Dh).
+  virtual void attention(const Rows&, const float* q, const AttentionShape&, const KvLayer&, float* out) = 0;
+  // x += W in + bias: the attention's output projection and the MLP's down projection.
+  virtual void linear_residual(const Rows&, const float* in, int k, const PackedMatrix&, const float* bias, float* x, int d) = 0;
+  // out [T, F] = silu(gate) * up of norm(x); gate and up blocks alternate in the matrix.
+  virtual void norm_gate_up(const Rows&, const float* x, int d, const float* norm, float eps, const PackedMatrix&, int f, float* out) = 0;
+  virtual void norm_head(const Rows&, const float* x, int d, const float* norm, float eps, const PackedMatrix&, int v, float* logits /* [T, V] */) = 0;
+  virtual void log_softmax(const Rows&, const float* logits, int v, float* out /* [T, V] */) = 0;
+
+  // The cycle. Arithmetic: math/.
+  virtual void plan_draft(const CycleState&, int step, const Rows& rows) = 0;   // fills rows; step 0 also clamps tau
+  virtual void sample_draft(const CycleState&, int step, const float* logits /* [T, draft V] */) = 0;
+  virtual void plan_verify(const CycleState&, const Rows& rows) = 0;
+  virtual void accept(const CycleState&, float* logits /* [T, V], processed in place */, int vocab_size, const CycleResults&) = 0;
+  // Pages for fork: page from[i] is copied to to[i].
+  virtual void copy_pages(const KvLayer&, const AttentionShape&, const int32_t* from, const int32_t* to, int count) = 0;
+  // Debug: a hash of the K and V of one position, the same wherever its page lies.
+  virtual uint64_t hash_kv(const KvLayer&, const AttentionShape&, int slot, int position) = 0;
+};
+
+// threads 0 = one per core we may use. level: "", or one of avx2, avx512, avx512_bf16 to force it.
+std::unique_ptr<Backend> make_cpu_backend(int num_threads, const std::string& level);
+
+}  // namespace paceline

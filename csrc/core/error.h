@@ -1,0 +1,46 @@
+// The errors the engine throws, and how their messages are put together.
+//
+// A caller's mistake is std::invalid_argument with the public name first: "[generate] top_p must be in (0, 1], got 1.5".
+// Everything else is one of the types below (RuntimeError in Python). Nothing aborts, exits or prints.
+#pragma once
+
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+namespace paceline {
+
+// A checkpoint that cannot be loaded. Names the tensor, what was expected and what was found.
+struct ModelFileError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// No room now: fewer or shorter requests, or a larger cache, would fit. Names the parameter to raise.
+struct CapacityError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// A reached row of logits holds NaN or infinity, or has no token left to choose. Ends one sequence.
+struct NumericError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// The engine cannot go on. Carries the first cause.
+struct EngineDead : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// message("[generate] top_p must be in (0, 1], got ", p)
+template <class... Parts>
+std::string message(const Parts&... parts) {
+  std::ostringstream text;
+  (text << ... << parts);
+  return text.str();
+}
+
+template <class... Parts>
+void require(bool condition, const Parts&... parts) {
+  if (!condition) throw std::invalid_argument(message(parts...));
+}
+
+}  // namespace paceline

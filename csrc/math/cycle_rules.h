@@ -1,0 +1,30 @@
+// The integer rules of a cycle, each in one place, for the host that plans and the device that commits.
+//
+// A sequence is tokens[0, length), the last of them emitted but not yet fed. A model's cache holds tokens[0, cached),
+// cached <= length - 1. Positions are absolute indices, prompt included.
+#pragma once
+
+#include "math/platform.h"
+
+namespace paceline {
+
+PACELINE_HD int smaller(int a, int b) { return a < b ? a : b; }
+PACELINE_HD int larger(int a, int b) { return a > b ? a : b; }
+
+// Draft tokens of this cycle: what is wanted, as far as the sequence may still grow (tau + 1 tokens can be emitted), the
+// draft's own context reaches (its last fed position is length + tau - 2), and its cache is at most one row behind.
+PACELINE_HD int clamped_tau(int wanted, int length, int end_length, int draft_cached, int draft_max_len) {
+  if (draft_cached < length - 2) return 0;
+  const int tau = smaller(wanted, smaller(end_length - length - 1, draft_max_len - length + 1));
+  return tau > 0 ? tau : 0;
+}
+
+// KV positions a cycle of tau drafts may write, in the target and in the draft. Pages are reserved up to here beforehand.
+PACELINE_HD int target_reach(int length, int tau) { return length + tau; }
+PACELINE_HD int draft_reach(int length, int tau) { return tau > 0 ? length + tau - 1 : 0; }
+
+// Cached prefix after a cycle that committed up to new_length: the target was fed every committed token but the last; the
+// draft was fed up to draft_fed. Everything beyond is forgotten by moving the length back.
+PACELINE_HD int cached_after(int fed, int new_length) { return smaller(fed, new_length - 1); }
+
+}  // namespace paceline
