@@ -1,0 +1,135 @@
+"""The compiled core. Private: paceline.Engine is the public face. Conversions only, no logic."""
+
+from collections.abc import Sequence
+from typing import final
+
+import numpy as np
+from numpy.typing import NDArray
+
+class ModelFileError(RuntimeError): ...
+class CapacityError(RuntimeError): ...
+class NumericError(RuntimeError): ...
+class EngineDead(RuntimeError): ...
+
+@final
+class Backend:
+    def __init__(self, num_threads: int, level: str) -> None: ...
+    @property
+    def description(self) -> str: ...
+
+@final
+class ModelConfig:
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        hidden_size: int,
+        intermediate_size: int,
+        num_layers: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        rms_norm_eps: float,
+        max_position_embeddings: int,
+        rope_frequencies: Sequence[float],
+        rope_scale: float,
+        qkv_bias: bool,
+        output_bias: bool,
+        qk_norm: bool,
+        tie_word_embeddings: bool,
+    ) -> None: ...
+
+@final
+class Weights:
+    def __init__(self, backend: Backend, config: ModelConfig, dtype: str, path: str) -> None: ...
+    def expected(self) -> list[tuple[str, list[int]]]: ...
+    def load(self, name: str, dtype: str, shape: Sequence[int], data: NDArray[np.uint8]) -> None: ...
+    def finish(self) -> None: ...
+    @property
+    def nbytes(self) -> int: ...
+
+@final
+class EngineOptions:
+    def __init__(
+        self,
+        *,
+        num_speculative_tokens: int,
+        acceptance: str,
+        max_model_len: int,
+        max_num_seqs: int,
+        kv_dtype: str,
+        kv_cache_tokens: int,
+        prefill_chunk: int,
+        vocab_limit: int,
+        token_bytes: Sequence[bytes],
+        debug_hash: bool,
+    ) -> None: ...
+
+@final
+class RequestParams:
+    def __init__(
+        self,
+        *,
+        max_tokens: int,
+        min_tokens: int,
+        temperature: float,
+        top_p: float,
+        top_k: int,
+        min_p: float,
+        repetition_penalty: float,
+        presence_penalty: float,
+        frequency_penalty: float,
+        logit_bias: dict[int, float],
+        seed: int,
+        stop: Sequence[bytes],
+        stop_token_ids: Sequence[int],
+        logprobs: int,
+        num_speculative_tokens: int,
+    ) -> None: ...
+
+@final
+class RequestStats:
+    num_cycles: int
+    num_draft_tokens: int
+    num_accepted_draft_tokens: int
+    num_emitted_tokens: int
+    drafted_per_position: list[int]
+    accepted_per_position: list[int]
+    prefill_time: float
+    time_to_first_token: float
+    draft_time: float
+    verify_time: float
+    decode_time: float
+
+@final
+class Output:
+    """What one step gave one request."""
+
+    request: int
+    token_ids: list[int]
+    logprobs: list[float]
+    top_logprobs: list[list[tuple[int, float]]]
+    tau: int
+    accepted: int
+    finish_reason: str
+    stop_reason: int | bytes | None
+    error: str
+    stats: RequestStats | None
+    logits_hash: int
+    target_kv_hashes: list[int]
+    draft_kv_hashes: list[int]
+
+@final
+class Engine:
+    def __init__(self, backend: Backend, target: Weights, draft: Weights | None, options: EngineOptions) -> None: ...
+    def add(self, prompt: Sequence[int], params: RequestParams) -> int: ...
+    def cancel(self, request: int) -> None: ...
+    def step(self) -> list[Output]: ...
+    def verify(self, prefix: Sequence[int], drafts: Sequence[int]) -> NDArray[np.float32]: ...
+    def close(self) -> None: ...
+    @property
+    def weight_bytes(self) -> int: ...
+    @property
+    def kv_bytes(self) -> int: ...
+    @property
+    def workspace_bytes(self) -> int: ...
