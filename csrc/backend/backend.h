@@ -159,7 +159,7 @@ class Backend {
   virtual void pack_weights(PackedMatrix& matrix, const TensorView& part, int first_block, int block_stride) = 0;
 
   // The network. x is the residual stream, fp32 [T, D].
-  virtual void embed(const Rows&, const PackedMatrix& table /* V rows, packed */, float* x) = 0;
+  virtual void embed(const Rows&, const PackedMatrix& table /* [V, D] packed */, int d, float* x) = 0;
   // q [T, H Dh] = rope(q_norm(W_q norm(x) + b)); K and V rows go to their page. k and v land in pages at the row's position.
   virtual void norm_qkv_rope_write(const Rows&, const float* x, int d, const QkvWeights&, const AttentionShape&, const KvLayer&, float* q) = 0;
   // out [T, H Dh]; row (slot, position) attends to positions [0, position] of its slot, softmax scaled by 1 / sqrt(Dh).

@@ -1,0 +1,41 @@
+#include "model/kv_cache.h"
+
+namespace paceline {
+
+KvCache::KvCache(Backend& backend, const KvGeometry& geometry, int num_pages, int num_slots, int max_len)
+    : backend_(backend), geometry_(geometry),
+      pages_(num_pages, num_slots, (max_len + kPagePositions - 1) / kPagePositions, kPagePositions),
+      plane_bytes_(size_t(num_pages) * geometry.num_kv_heads * kPagePositions * geometry.head_dim * size_of(geometry.dtype)),
+      storage_(backend.allocate(2 * geometry.num_layers * plane_bytes_)),
+      tables_(backend.allocate(size_t(num_slots) * pages_.pages_per_slot() * sizeof(int32_t))) {}
+
+bool KvCache::reserve(int slot, int positions) {
+  const int before = pages_.held(slot);
+  if (!pages_.reserve(slot, positions)) return false;
+  changed_ |= pages_.held(slot) != before;
+  return true;
+}
+
+void KvCache::truncate(int slot, int positions) { pages_.truncate(slot, positions); }
+
+bool KvCache::share(int from, int to, int positions, const AttentionShape& shape) {
+  Pages::Copy copy;
+  if (!pages_.share(from, to, positions, copy)) return false;
+  changed_ = true;
+  if (copy.from >= 0)
+    for (int i = 0; i < geometry_.num_layers; ++i) backend_.copy_pages(layer(i), shape, &copy.from, &copy.to, 1);
+  return true;
+}
+
+void KvCache::publish() {
+  if (!changed_) return;
+  backend_.upload(tables_.as<int32_t>(), pages_.table(0), tables_.bytes());
+  changed_ = false;
+}
+
+KvLayer KvCache::layer(int index) const {
+  char* keys = storage_.as<char>() + 2 * size_t(index) * plane_bytes_;
+  return {keys, keys + plane_bytes_, tables_.as<int32_t>(), pages_.pages_per_slot(), geometry_.dtype};
+}
+
+}  // namespace paceline

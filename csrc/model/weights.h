@@ -1,0 +1,82 @@
+// The weights of one network: every tensor the architecture has, checked one by one, packed once into the backend's order.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "backend/backend.h"
+#include "model/config.h"
+
+namespace paceline {
+
+struct LayerWeights {
+  std::unique_ptr<PackedMatrix> qkv, output, gate_up, down;
+  Buffer attention_norm, mlp_norm;        // [D]
+  Buffer qkv_bias, output_bias;           // [padded q | k | v], [D]; empty without bias
+  Buffer q_norm, k_norm;                  // [Dh]; empty without q/k norm
+};
+
+class Weights {
+ public:
+  // dtype fp32 or bf16: where values are rounded. path is only used in messages.
+  Weights(std::shared_ptr<Backend> backend, const ModelConfig& config, DType dtype, std::string path);
+
+  struct Expected {
+    std::string name;
+    std::vector<int64_t> shape;
+  };
+  // Every tensor that must be loaded, in the order of the network.
+  const std::vector<Expected>& expected() const { return expected_; }
+
+  // Pack one tensor; the view may be dropped afterwards. Throws ModelFileError on an unknown name, a second load or a wrong shape.
+  void load(const TensorView& tensor);
+  // Throws ModelFileError naming the first tensor that is missing.
+  void finish() const;
+
+  const ModelConfig& config() const { return config_; }
+  const std::shared_ptr<Backend>& backend() const { return backend_; }
+  DType dtype() const { return dtype_; }
+  size_t bytes() const;
+  bool complete() const { return num_loaded_ == expected_.size(); }
+
+  const PackedMatrix& embedding() const { return *embedding_; }
+  const PackedMatrix& head() const { return config_.tie_word_embeddings ? *embedding_ : *head_; }
+  const float* final_norm() const { return final_norm_.as<float>(); }
+  const LayerWeights& layer(int index) const { return layers_[index]; }
+
+ private:
+  using Loader = std::function<void(const TensorView&)>;
+  void expect(const std::string& name, std::vector<int64_t> shape, Loader loader);
+  void expect_matrix(const std::string& name, int n, int k, PackedMatrix& into, int first_block, int block_stride);
+  void expect_vector(const std::string& name, int n, Buffer& into, int offset);
+  void expect_layer(int index);
+  [[noreturn]] void refuse(const std::string& tensor, const std::string& why) const;
+
+  std::shared_ptr<Backend> backend_;
+  ModelConfig config_;
+  DType dtype_;
+  std::string path_;
+  std::vector<Expected> expected_;
+  struct Pending {
+    Loader loader;
+    bool loaded = false;
+  };
+  std::vector<Pending> pending_;
+  std::map<std::string, size_t> index_;  // name -> entry of expected_
+  size_t num_loaded_ = 0;
+
+  std::unique_ptr<PackedMatrix> embedding_, head_;
+  Buffer final_norm_;
+  std::vector<LayerWeights> layers_;
+};
+
+// Output columns of q, k and v packed together: each part starts at a multiple of 16.
+struct QkvLayout {
+  int q_blocks, kv_blocks;
+  explicit QkvLayout(const ModelConfig& config) : q_blocks((config.q_size() + 15) / 16), kv_blocks((config.kv_size() + 15) / 16) {}
+  int num_blocks() const { return q_blocks + 2 * kv_blocks; }
+};
+
+}  // namespace paceline
