@@ -90,34 +90,38 @@ struct QkvWeights {
   float eps;
 };
 
-// Everything a cycle reads and writes on the device, one entry per slot. decode/ owns it; only plan, sample and accept and
-// the host between cycles change it. `tokens` holds the committed tokens and, behind them, the drafts of the running cycle.
+// Everything a cycle reads and writes on the device, one entry per slot. decode/ owns it; only the cycle's operations and,
+// between cycles, the host change it. `tokens` holds the committed tokens and, behind them, the drafts of the running cycle.
 struct CycleState {
   int num_slots, tau_max, tokens_stride;
-  int vocab_limit, draft_vocab_limit, draft_max_len;
+  int vocab_limit;         // ids that exist: the target decides
+  int draft_vocab_limit;   // ids the draft may propose
+  int draft_vocab_size;    // columns of a draft row; a committed id at or above it is fed to the draft as id 0
+  int draft_max_len;       // positions the draft can take
   Acceptance acceptance;
-  int32_t* tokens;        // [S, tokens_stride]
-  int32_t* length;        // [S] committed tokens; the last one is not fed yet
-  int32_t* running;       // [S] 1 while the slot decodes
-  int32_t* wanted_tau;    // [S] written by the host between cycles
-  int32_t* drafting;      // [S] tau of this cycle after clamping; shortened when a draft row is unusable
-  int32_t* draft_cached;  // [S]
-  int32_t* draft_fed;     // [S] positions the draft has been fed in this cycle
-  int32_t* target_cached; // [S]
-  int32_t* first_row;     // [S] the slot's first row in the verify pass
-  int32_t* last_row;      // [S] the slot's last row in the current draft pass, -1 = not drafting
-  SlotParams* params;     // [S]
-  ProcessedRow* draft_rows;  // [tau_max, S]
-  float* draft_logits;       // [tau_max, S, draft V] processed in place: the very rows the drafts were drawn from
-  int draft_vocab_size;
+  int32_t* tokens;         // [S, tokens_stride]
+  int32_t* length;         // [S] committed tokens; the last one is not fed yet
+  int32_t* running;        // [S] 1 while the slot decodes
+  int32_t* wanted_tau;     // [S] written by the host between cycles
+  int32_t* drafting;       // [S] drafts of this cycle: wanted_tau clamped, cut short at an unusable draft row
+  int32_t* target_cached;  // [S]
+  int32_t* draft_cached;   // [S]
+  int32_t* draft_fed;      // [S] draft_cached during the cycle
+  int32_t* first_row;      // [S] the slot's first row in the verify pass
+  int32_t* draft_row;      // [tau_max, S] the row of draft_logits that proposed draft `step` of the slot
+  SlotParams* params;      // [S]
+  float* draft_logits;     // [(tau_max + 1) S, draft V]: every draft pass keeps its rows, so that acceptance judges the very
+                           // rows the drafts were drawn from. Step 0 may have two rows per slot.
+  // First row of draft_logits that belongs to a step.
+  int draft_logits_row(int step) const { return step == 0 ? 0 : (step + 1) * num_slots; }
 };
 
 // What the host reads after a cycle, one entry per slot.
 struct CycleResult {
   int32_t first_position;  // of tokens[0]
   int32_t tau;             // drafts verified
-  int32_t accepted;        // 0..tau, before truncation
-  int32_t emitted;         // 1..tau + 1 after truncation at a stop or limit; 0 when the first row is unusable
+  int32_t accepted;        // 0..tau: drafts among the emitted tokens
+  int32_t emitted;         // 1..tau + 1, truncated at a stop or limit; 0 when the first row is unusable
   int32_t finish;          // 0 goes on, or a Finish
   int32_t fault;           // RowFault of the row that ended it
   uint64_t logits_hash;    // of the rows that chose the emitted tokens, in order; 0 unless hashing is on
@@ -171,11 +175,13 @@ class Backend {
   virtual void norm_head(const Rows&, const float* x, int d, const float* norm, float eps, const PackedMatrix&, int v, float* logits /* [T, V] */) = 0;
   virtual void log_softmax(const Rows&, const float* logits, int v, float* out /* [T, V] */) = 0;
 
-  // The cycle. Arithmetic: math/.
-  virtual void plan_draft(const CycleState&, int step, const Rows& rows) = 0;   // fills rows; step 0 also clamps tau
-  virtual void sample_draft(const CycleState&, int step, const float* logits /* [T, draft V] */) = 0;
-  virtual void plan_verify(const CycleState&, const Rows& rows) = 0;
-  virtual void accept(const CycleState&, float* logits /* [T, V], processed in place */, int vocab_size, const CycleResults&) = 0;
+  // The cycle. Arithmetic: math/. `begin_cycle` clamps tau; the plans fill the rows of the next pass.
+  virtual void begin_cycle(const CycleState&) = 0;
+  virtual void plan_draft(const CycleState&, int step, const Rows&) = 0;
+  virtual void sample_draft(const CycleState&, int step) = 0;
+  virtual void plan_verify(const CycleState&, const Rows&) = 0;
+  virtual void accept(const CycleState&, const float* logits /* [T, V] */, int vocab_size, const CycleResults&) = 0;
+  virtual void timestamp(int64_t* nanoseconds) = 0;  // when the device gets here; only differences mean anything
   // Pages for fork: page from[i] is copied to to[i].
   virtual void copy_pages(const KvLayer&, const AttentionShape&, const int32_t* from, const int32_t* to, int count) = 0;
   // Debug: a hash of the K and V of one position, the same wherever its page lies.

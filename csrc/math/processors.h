@@ -42,11 +42,13 @@ PACELINE_HD float count_penalised(float logit, float frequency, float presence, 
 
 // A row after its processors. Every cut keeps an upper set of the logits (ties stay), so one threshold says who survives.
 struct ProcessedRow {
-  float l_max;       // largest allowed logit
-  float threshold;   // token i survives iff logits[i] >= threshold, and it is in the sets (masked ones hold -inf)
-  int32_t argmax;    // lowest id that holds l_max
-  int32_t fault;     // 0, or a RowFault
-  uint64_t mass;     // sum of fixed weights of the survivors at the request's temperature; filled for `rejection` only
+  const float* logits;  // [n] processed; ids outside the sets hold -inf
+  int32_t n;            // ids that exist
+  float l_max;          // largest allowed logit
+  float threshold;      // token i survives iff logits[i] >= threshold; above -inf always
+  int32_t argmax;       // lowest id that holds l_max
+  int32_t fault;        // RowFault
+  double temperature;
 };
 
 enum RowFault : int32_t {

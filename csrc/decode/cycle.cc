@@ -1,0 +1,105 @@
+#include "decode/cycle.h"
+
+namespace paceline {
+
+// One cycle of speculative decoding (Leviathan et al. 2023, arXiv:2211.17192, Alg. 1; Daliri et al. 2024, arXiv:2408.07978
+// for `coupled`). Nothing is read back and no branch depends on data: a slot that drafts less than tau simply has fewer rows.
+// Plain decoding is tau = 0 of this very line.
+void Cycle::enqueue(int tau) {
+  backend_.timestamp(device_stamps_ + 0);
+  backend_.begin_cycle(state_);
+
+  // 1. The draft proposes tau tokens, one at a time. Its first pass also feeds the row it lacks after full acceptance.
+  for (int step = 0; step < tau; ++step) {
+    backend_.plan_draft(state_, step, draft_rows_.rows());
+    draft_->forward(draft_rows_.rows(), state_.draft_logits + size_t(state_.draft_logits_row(step)) * state_.draft_vocab_size);
+    backend_.sample_draft(state_, step);
+  }
+  backend_.timestamp(device_stamps_ + 1);
+
+  // 2. The target scores all tau + 1 positions in one pass.
+  backend_.plan_verify(state_, verify_rows_.rows());
+  target_.forward(verify_rows_.rows(), target_logits_);
+  backend_.timestamp(device_stamps_ + 2);
+
+  // 3. The longest prefix the target agrees to stays, one token of its own follows; lengths move, and with them both caches.
+  backend_.accept(state_, target_logits_, target_.vocab_size(), device_);
+  backend_.timestamp(device_stamps_ + 3);
+}
+
+Cycle::Cycle(Backend& backend, Model& target, Model* draft, const Limits& limits)
+    : backend_(backend), target_(target), draft_(draft), limits_(limits), width_(limits.tau_max + 1),
+      draft_rows_(backend, 2 * limits.num_slots), verify_rows_(backend, limits.num_slots * (limits.tau_max + 1)),
+      results_(limits.num_slots), tokens_(size_t(limits.num_slots) * width_), top_ids_(tokens_.size() * kMaxTopLogprobs),
+      logprobs_(tokens_.size()), top_logprobs_(top_ids_.size()) {
+  const size_t slots = limits.num_slots, emitted = slots * width_;
+  const int draft_vocab = draft ? draft->vocab_size() : 0;
+  state_ = CycleState{};
+  state_.num_slots = limits.num_slots;
+  state_.tau_max = limits.tau_max;
+  state_.tokens_stride = limits.max_len + width_;
+  state_.vocab_limit = limits.vocab_limit;
+  state_.draft_vocab_limit = std::min(draft_vocab, limits.vocab_limit);
+  state_.draft_vocab_size = draft_vocab;
+  state_.draft_max_len = draft ? draft->max_len() : 0;
+  state_.acceptance = limits.acceptance;
+  state_.tokens = make<int32_t>(slots * state_.tokens_stride);
+  for (int32_t** each : {&state_.length, &state_.running, &state_.wanted_tau, &state_.drafting, &state_.target_cached,
+                         &state_.draft_cached, &state_.draft_fed, &state_.first_row})
+    *each = make<int32_t>(slots);
+  state_.draft_row = make<int32_t>(slots * limits.tau_max);
+  state_.params = make<SlotParams>(slots);
+  state_.draft_logits = make<float>(limits.tau_max ? slots * width_ * draft_vocab : 0);
+  target_logits_ = make<float>(emitted * target.vocab_size());
+  device_ = {make<CycleResult>(slots), make<int32_t>(emitted), make<float>(emitted), make<int32_t>(emitted * kMaxTopLogprobs),
+             make<float>(emitted * kMaxTopLogprobs), limits.hash_logits};
+  device_stamps_ = make<int64_t>(4);
+  for (int tau = 0; tau <= limits.tau_max; ++tau) graphs_.push_back(backend_.capture([this, tau] { enqueue(tau); }));
+}
+
+template <class T>
+T* Cycle::make(size_t count) {
+  buffers_.push_back(backend_.allocate(count * sizeof(T)));
+  return buffers_.back().as<T>();
+}
+
+void Cycle::start(int slot, const SlotParams& params, const std::vector<int32_t>& tokens) {
+  const int32_t length = int32_t(tokens.size()), none = 0;
+  backend_.upload(state_.params + slot, &params, sizeof params);
+  backend_.upload(state_.tokens + size_t(slot) * state_.tokens_stride, tokens.data(), tokens.size() * sizeof(int32_t));
+  backend_.upload(state_.length + slot, &length, sizeof length);
+  for (int32_t* each : {state_.running, state_.wanted_tau, state_.target_cached, state_.draft_cached})
+    backend_.upload(each + slot, &none, sizeof none);
+  top_wanted_ |= params.num_logprobs > 0;
+}
+
+void Cycle::set_target_cached(int slot, int positions) { backend_.upload(state_.target_cached + slot, &positions, sizeof positions); }
+void Cycle::set_draft_cached(int slot, int positions) { backend_.upload(state_.draft_cached + slot, &positions, sizeof positions); }
+void Cycle::set_wanted_tau(int slot, int tau) { backend_.upload(state_.wanted_tau + slot, &tau, sizeof tau); }
+void Cycle::set_running(int slot, bool running) {
+  const int32_t value = running;
+  backend_.upload(state_.running + slot, &value, sizeof value);
+}
+
+void Cycle::run(int tau) {
+  graphs_[tau]->launch();
+  read_results();
+}
+
+void Cycle::read_results() {
+  backend_.download(results_.data(), device_.slot, results_.size() * sizeof(CycleResult));
+  backend_.download(tokens_.data(), device_.tokens, tokens_.size() * sizeof(int32_t));
+  backend_.download(logprobs_.data(), device_.logprobs, logprobs_.size() * sizeof(float));
+  backend_.download(stamps_, device_stamps_, sizeof stamps_);
+  if (!top_wanted_) return;
+  backend_.download(top_ids_.data(), device_.top_ids, top_ids_.size() * sizeof(int32_t));
+  backend_.download(top_logprobs_.data(), device_.top_logprobs, top_logprobs_.size() * sizeof(float));
+}
+
+size_t Cycle::workspace_bytes() const {
+  size_t total = draft_rows_.bytes() + verify_rows_.bytes();
+  for (const Buffer& buffer : buffers_) total += buffer.bytes();
+  return total;
+}
+
+}  // namespace paceline

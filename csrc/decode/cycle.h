@@ -1,0 +1,73 @@
+// The speculative cycle: draft, verify, accept, commit, as one straight line of backend operations over device-resident state.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "decode/rows.h"
+#include "model/model.h"
+
+namespace paceline {
+
+class Cycle {
+ public:
+  struct Limits {
+    int num_slots;     // sequences decoding at once
+    int tau_max;       // drafts per cycle at most; 0 without a draft
+    int max_len;       // tokens of the longest sequence
+    int vocab_limit;   // ids that exist (the target's tokenizer decides)
+    Acceptance acceptance;
+    bool hash_logits;  // debug
+  };
+  // draft may be null.
+  Cycle(Backend& backend, Model& target, Model* draft, const Limits& limits);
+
+  // Host side, between cycles only. A slot starts with its committed tokens; nothing is cached yet.
+  void start(int slot, const SlotParams& params, const std::vector<int32_t>& tokens);
+  void set_target_cached(int slot, int positions);
+  void set_draft_cached(int slot, int positions);
+  void set_running(int slot, bool running);
+  void set_wanted_tau(int slot, int tau);
+
+  // One cycle for all running slots, tau drafts at most. One launch; the host only waits for the results.
+  void run(int tau);
+
+  // Results of the last cycle, in host memory.
+  const CycleResult& result(int slot) const { return results_[slot]; }
+  const int32_t* tokens(int slot) const { return tokens_.data() + size_t(slot) * width_; }
+  const float* logprobs(int slot) const { return logprobs_.data() + size_t(slot) * width_; }
+  const int32_t* top_ids(int slot, int i) const { return top_ids_.data() + (size_t(slot) * width_ + i) * kMaxTopLogprobs; }
+  const float* top_logprobs(int slot, int i) const { return top_logprobs_.data() + (size_t(slot) * width_ + i) * kMaxTopLogprobs; }
+  double draft_seconds() const { return 1e-9 * double(stamps_[1] - stamps_[0]); }
+  double verify_seconds() const { return 1e-9 * double(stamps_[3] - stamps_[1]); }
+
+  const Limits& limits() const { return limits_; }
+  size_t workspace_bytes() const;
+
+ private:
+  void enqueue(int tau);
+  void read_results();
+  template <class T>
+  T* make(size_t count);
+
+  Backend& backend_;
+  Model& target_;
+  Model* draft_;
+  Limits limits_;
+  int width_;  // tau_max + 1: tokens a cycle can emit
+  std::vector<Buffer> buffers_;
+  CycleState state_;
+  RowsBuffer draft_rows_, verify_rows_;
+  float* target_logits_;
+  CycleResults device_;
+  int64_t* device_stamps_;
+  std::vector<std::unique_ptr<Graph>> graphs_;  // one per tau 0..tau_max
+
+  std::vector<CycleResult> results_;
+  std::vector<int32_t> tokens_, top_ids_;
+  std::vector<float> logprobs_, top_logprobs_;
+  bool top_wanted_ = false;  // a slot that reports alternatives has started: read them back too
+  int64_t stamps_[4] = {};
+};
+
+}  // namespace paceline

@@ -1,0 +1,51 @@
+#include "decode/request.h"
+
+#include <cmath>
+
+#include "core/error.h"
+#include "math/processors.h"
+
+namespace paceline {
+
+const char* name_of(FinishReason reason) {
+  switch (reason) {
+    case FinishReason::none: return "";
+    case FinishReason::stop: return "stop";
+    case FinishReason::length: return "length";
+    case FinishReason::cancelled: return "cancelled";
+    case FinishReason::error: return "error";
+  }
+  return "?";
+}
+
+void validate(const RequestParams& p, int vocab_limit, int tau_max) {
+  require(p.max_tokens == -1 || p.max_tokens >= 1, "[generate] max_tokens must be at least 1 or None, got ", p.max_tokens);
+  require(p.min_tokens >= 0, "[generate] min_tokens must be at least 0, got ", p.min_tokens);
+  require(p.max_tokens == -1 || p.min_tokens <= p.max_tokens, "[generate] min_tokens must be at most max_tokens = ", p.max_tokens,
+          ", got ", p.min_tokens);
+  require(p.temperature >= 0 && std::isfinite(p.temperature), "[generate] temperature must be in [0, inf), got ", p.temperature);
+  require(p.top_p > 0 && p.top_p <= 1, "[generate] top_p must be in (0, 1], got ", p.top_p);
+  require(p.top_k >= 0, "[generate] top_k must be at least 0 (0 = off), got ", p.top_k);
+  require(p.min_p >= 0 && p.min_p <= 1, "[generate] min_p must be in [0, 1], got ", p.min_p);
+  require(p.repetition_penalty > 0 && std::isfinite(float(p.repetition_penalty)) && float(p.repetition_penalty) > 0,
+          "[generate] repetition_penalty must be a positive float32, got ", p.repetition_penalty);
+  require(std::isfinite(float(p.presence_penalty)), "[generate] presence_penalty must be finite, got ", p.presence_penalty);
+  require(std::isfinite(float(p.frequency_penalty)), "[generate] frequency_penalty must be finite, got ", p.frequency_penalty);
+  require(int(p.logit_bias.size()) <= kMaxLogitBias, "[generate] logit_bias must have at most ", kMaxLogitBias, " entries, got ",
+          p.logit_bias.size());
+  for (const auto& [id, bias] : p.logit_bias) {
+    require(id >= 0 && id < vocab_limit, "[generate] logit_bias ids must be in [0, ", vocab_limit, "), got ", id);
+    require(std::isfinite(float(bias)), "[generate] logit_bias values must be finite, got ", bias, " for id ", id);
+  }
+  require(int(p.stop_token_ids.size()) <= kMaxStopTokens, "[generate] stop_token_ids and EOS ids must be at most ", kMaxStopTokens,
+          ", got ", p.stop_token_ids.size());
+  for (int id : p.stop_token_ids)
+    require(id >= 0 && id < vocab_limit, "[generate] stop_token_ids must be in [0, ", vocab_limit, "), got ", id);
+  for (const std::string& text : p.stop) require(!text.empty(), "[generate] stop strings must not be empty");
+  require(p.logprobs >= -1 && p.logprobs <= kMaxTopLogprobs, "[generate] logprobs must be None or in [0, ", kMaxTopLogprobs, "], got ",
+          p.logprobs);
+  require(p.num_speculative_tokens >= -1 && p.num_speculative_tokens <= tau_max,
+          "[generate] num_speculative_tokens must be in [0, ", tau_max, "], the engine's own, got ", p.num_speculative_tokens);
+}
+
+}  // namespace paceline

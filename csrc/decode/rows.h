@@ -1,0 +1,39 @@
+// The rows of a pass, in backend memory, owned. A plan fills them on the device, or the host does (prefill, verify).
+#pragma once
+
+#include <vector>
+
+#include "backend/backend.h"
+
+namespace paceline {
+
+class RowsBuffer {
+ public:
+  RowsBuffer(Backend& backend, int capacity)
+      : backend_(backend), capacity_(capacity), memory_(backend.allocate((1 + 3 * size_t(capacity)) * sizeof(int32_t))) {}
+
+  Rows rows() const {
+    int32_t* base = memory_.as<int32_t>();
+    return {capacity_, base, base + 1, base + 1 + capacity_, base + 1 + 2 * capacity_};
+  }
+
+  // Host-made rows, at most `capacity`.
+  void fill(const std::vector<int32_t>& slots, const std::vector<int32_t>& positions, const std::vector<int32_t>& tokens) {
+    const Rows to = rows();
+    const int32_t live = int32_t(tokens.size());
+    backend_.upload(to.live, &live, sizeof live);
+    backend_.upload(to.slot, slots.data(), slots.size() * sizeof(int32_t));
+    backend_.upload(to.position, positions.data(), positions.size() * sizeof(int32_t));
+    backend_.upload(to.token, tokens.data(), tokens.size() * sizeof(int32_t));
+  }
+
+  int capacity() const { return capacity_; }
+  size_t bytes() const { return memory_.bytes(); }
+
+ private:
+  Backend& backend_;
+  int capacity_;
+  Buffer memory_;
+};
+
+}  // namespace paceline
