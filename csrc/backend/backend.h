@@ -124,7 +124,7 @@ struct CycleResult {
   int32_t emitted;         // 1..tau + 1, truncated at a stop or limit; 0 when the first row is unusable
   int32_t finish;          // 0 goes on, or a Finish
   int32_t fault;           // RowFault of the row that ended it
-  uint64_t logits_hash;    // of the rows that chose the emitted tokens, in order; 0 unless hashing is on
+  int32_t target_cached, draft_cached;  // after the commit
 };
 enum Finish : int32_t { kRunning = 0, kStopToken = 1, kLengthLimit = 2, kNumericFault = 3 };
 
@@ -134,7 +134,7 @@ struct CycleResults {
   float* logprobs;         // [S, tau_max + 1] raw logprob of each emitted token
   int32_t* top_ids;        // [S, tau_max + 1, kMaxTopLogprobs]
   float* top_logprobs;     // [S, tau_max + 1, kMaxTopLogprobs]
-  bool hash_logits;        // debug: fill logits_hash
+  uint64_t* row_hashes;    // [S, tau_max + 1] debug: of the raw logits that chose each emitted token; nullptr = off
 };
 
 // A captured line of operations that can be run again and again.

@@ -31,7 +31,7 @@ Cycle::Cycle(Backend& backend, Model& target, Model* draft, const Limits& limits
     : backend_(backend), target_(target), draft_(draft), limits_(limits), width_(limits.tau_max + 1),
       draft_rows_(backend, 2 * limits.num_slots), verify_rows_(backend, limits.num_slots * (limits.tau_max + 1)),
       results_(limits.num_slots), tokens_(size_t(limits.num_slots) * width_), top_ids_(tokens_.size() * kMaxTopLogprobs),
-      logprobs_(tokens_.size()), top_logprobs_(top_ids_.size()) {
+      logprobs_(tokens_.size()), top_logprobs_(top_ids_.size()), row_hashes_(limits.hash_logits ? tokens_.size() : 0) {
   const size_t slots = limits.num_slots, emitted = slots * width_;
   const int draft_vocab = draft ? draft->vocab_size() : 0;
   state_ = CycleState{};
@@ -52,7 +52,7 @@ Cycle::Cycle(Backend& backend, Model& target, Model* draft, const Limits& limits
   state_.draft_logits = make<float>(limits.tau_max ? slots * width_ * draft_vocab : 0);
   target_logits_ = make<float>(emitted * target.vocab_size());
   device_ = {make<CycleResult>(slots), make<int32_t>(emitted), make<float>(emitted), make<int32_t>(emitted * kMaxTopLogprobs),
-             make<float>(emitted * kMaxTopLogprobs), limits.hash_logits};
+             make<float>(emitted * kMaxTopLogprobs), limits.hash_logits ? make<uint64_t>(emitted) : nullptr};
   device_stamps_ = make<int64_t>(4);
   for (int tau = 0; tau <= limits.tau_max; ++tau) graphs_.push_back(backend_.capture([this, tau] { enqueue(tau); }));
 }
@@ -91,6 +91,7 @@ void Cycle::read_results() {
   backend_.download(tokens_.data(), device_.tokens, tokens_.size() * sizeof(int32_t));
   backend_.download(logprobs_.data(), device_.logprobs, logprobs_.size() * sizeof(float));
   backend_.download(stamps_, device_stamps_, sizeof stamps_);
+  backend_.download(row_hashes_.data(), device_.row_hashes, row_hashes_.size() * sizeof(uint64_t));
   if (!top_wanted_) return;
   backend_.download(top_ids_.data(), device_.top_ids, top_ids_.size() * sizeof(int32_t));
   backend_.download(top_logprobs_.data(), device_.top_logprobs, top_logprobs_.size() * sizeof(float));

@@ -38,6 +38,7 @@ class Cycle {
   const float* logprobs(int slot) const { return logprobs_.data() + size_t(slot) * width_; }
   const int32_t* top_ids(int slot, int i) const { return top_ids_.data() + (size_t(slot) * width_ + i) * kMaxTopLogprobs; }
   const float* top_logprobs(int slot, int i) const { return top_logprobs_.data() + (size_t(slot) * width_ + i) * kMaxTopLogprobs; }
+  const uint64_t* row_hashes(int slot) const { return row_hashes_.data() + size_t(slot) * width_; }  // debug only
   double draft_seconds() const { return 1e-9 * double(stamps_[1] - stamps_[0]); }
   double verify_seconds() const { return 1e-9 * double(stamps_[3] - stamps_[1]); }
 
@@ -66,6 +67,7 @@ class Cycle {
   std::vector<CycleResult> results_;
   std::vector<int32_t> tokens_, top_ids_;
   std::vector<float> logprobs_, top_logprobs_;
+  std::vector<uint64_t> row_hashes_;  // empty unless hashing is on
   bool top_wanted_ = false;  // a slot that reports alternatives has started: read them back too
   int64_t stamps_[4] = {};
 };

@@ -33,6 +33,14 @@ void KvCache::publish() {
   changed_ = false;
 }
 
+std::vector<uint64_t> KvCache::hashes(int slot, int positions, const AttentionShape& shape) const {
+  std::vector<uint64_t> all(positions, 0);
+  for (int position = 0; position < positions; ++position)
+    for (int i = 0; i < geometry_.num_layers; ++i)
+      all[position] = (all[position] ^ backend_.hash_kv(layer(i), shape, slot, position)) * 0x9E3779B97F4A7C15u;
+  return all;
+}
+
 KvLayer KvCache::layer(int index) const {
   char* keys = storage_.as<char>() + 2 * size_t(index) * plane_bytes_;
   return {keys, keys + plane_bytes_, tables_.as<int32_t>(), pages_.pages_per_slot(), geometry_.dtype};

@@ -30,6 +30,8 @@ class KvCache {
   void publish();
 
   KvLayer layer(int index) const;
+  // Debug: one hash per position [0, positions) over all layers, the same wherever the pages lie.
+  std::vector<uint64_t> hashes(int slot, int positions, const AttentionShape& shape) const;
   const Pages& pages() const { return pages_; }
   size_t bytes() const { return storage_.bytes(); }
 

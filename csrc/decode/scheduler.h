@@ -1,0 +1,71 @@
+// Sequences in and out between cycles: admission by pages, prefill in chunks, one cycle per step for all that run.
+#pragma once
+
+#include <deque>
+#include <map>
+#include <memory>
+
+#include "decode/cycle.h"
+#include "decode/sequence.h"
+
+namespace paceline {
+
+struct EngineOptions {
+  int num_speculative_tokens = 0;      // tau of a cycle at most, and by default; 0 without a draft
+  Acceptance acceptance = Acceptance::coupled;
+  int max_model_len = 0;               // tokens of a sequence at most
+  int max_num_seqs = 1;                // sequences decoding at once
+  DType kv_dtype = DType::bf16;        // fp32 or bf16, both models
+  int kv_cache_tokens = 0;             // positions per model, over all sequences
+  int prefill_chunk = 256;             // rows of a prefill pass at most
+  int vocab_limit = 0;                 // ids that exist; 0 = the target's vocab_size
+  std::vector<std::string> token_bytes;  // bytes of each id, for stop strings; empty = stop strings are refused
+  bool debug_hash = false;             // fill the hashes of Output
+};
+
+class Scheduler {
+ public:
+  // draft may be null. Both models have max_num_seqs + 1 slots: the last one belongs to `verify`.
+  Scheduler(Backend& backend, Model& target, Model* draft, const EngineOptions& options);
+
+  // Queue a request; its id. Throws std::invalid_argument, or CapacityError when it can never fit.
+  int64_t add(const std::vector<int32_t>& prompt, const RequestParams& params);
+  // The request ends at the next step, with what it has. Unknown or finished ids are ignored.
+  void cancel(int64_t id);
+  // One cycle for the present set. Every request that got tokens or ended has an entry.
+  std::vector<Output> step();
+  bool idle() const { return waiting_.empty() && active_.empty(); }
+
+  // [drafts + 1, target vocab] log-softmax of the raw logits, row t conditioned on prefix and drafts[0, t). prefix not empty.
+  std::vector<float> verify(const std::vector<int32_t>& prefix, const std::vector<int32_t>& drafts);
+
+  size_t workspace_bytes() const;
+
+ private:
+  int vocab_limit() const { return cycle_.limits().vocab_limit; }
+  int wanted_tau(const Sequence& sequence) const;
+  void admit();
+  void enter(Sequence& sequence, int slot);
+  void leave(Sequence& sequence);
+  void prefill(std::vector<Output>& outputs, bool draft);
+  void run_cycle(std::vector<Output>& outputs);
+  void commit(Sequence& sequence, std::vector<Output>& outputs);
+  void finish(Sequence& sequence, Output& output, FinishReason reason);
+  void drop_cancelled(std::vector<Output>& outputs);
+
+  Backend& backend_;
+  Model& target_;
+  Model* draft_;
+  EngineOptions options_;
+  Cycle cycle_;
+  RowsBuffer prefill_rows_, verify_rows_;
+  Buffer verify_logits_, verify_logprobs_;          // [verify rows, V]
+  std::deque<std::unique_ptr<Sequence>> waiting_;   // in order of arrival
+  std::vector<std::unique_ptr<Sequence>> active_;   // in order of admission
+  std::vector<bool> slot_taken_;
+  std::vector<int64_t> cancelled_;
+  int promised_target_ = 0, promised_draft_ = 0;    // pages
+  int64_t next_id_ = 1;
+};
+
+}  // namespace paceline

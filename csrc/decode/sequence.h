@@ -1,0 +1,34 @@
+// One request on its way: what the host knows of it.
+#pragma once
+
+#include <chrono>
+#include <string>
+#include <vector>
+
+#include "decode/request.h"
+#include "decode/stop_strings.h"
+
+namespace paceline {
+
+using Clock = std::chrono::steady_clock;
+
+struct Sequence {
+  int64_t id = 0;
+  RequestParams params;
+  std::vector<int32_t> tokens;   // prompt, then what was emitted; the host's mirror of the device's committed tokens
+  int prompt_length = 0;
+  int end_length = 0;            // never longer than this
+  int slot = -1;                 // -1 while it waits
+  int target_cached = 0, draft_cached = 0;
+  int target_pages = 0, draft_pages = 0;  // promised: the most it can ever hold, so that a running sequence never lacks a page
+  bool running = false;          // prompt cached: takes part in cycles
+  StopStrings stops;
+  uint64_t logits_hash = 0;
+  RequestStats stats;
+  Clock::time_point added, first_token;
+
+  int length() const { return int(tokens.size()); }
+  bool emitted_any() const { return length() > prompt_length; }
+};
+
+}  // namespace paceline

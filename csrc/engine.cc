@@ -1,0 +1,77 @@
+#include "engine.h"
+
+#include <algorithm>
+
+#include "model/transformer.h"
+
+namespace paceline {
+namespace {
+
+std::unique_ptr<Model> make_model(const std::shared_ptr<Weights>& weights, const EngineOptions& options) {
+  if (!weights) return nullptr;
+  const Engine::ModelLimits limits = Engine::limits_of(options, weights->config().max_position_embeddings);
+  return std::make_unique<Transformer>(
+      weights, Transformer::Limits{limits.max_rows, limits.max_len, limits.num_slots, limits.num_pages, options.kv_dtype});
+}
+
+void check(const EngineOptions& o) {
+  require(o.num_speculative_tokens >= 0 && o.num_speculative_tokens <= 64, "[Engine] num_speculative_tokens must be in [0, 64], got ",
+          o.num_speculative_tokens);
+  require(o.max_model_len >= 2, "[Engine] max_model_len must be at least 2, got ", o.max_model_len);
+  require(o.max_num_seqs >= 1 && o.max_num_seqs <= 256, "[Engine] max_num_seqs must be in [1, 256], got ", o.max_num_seqs);
+  require(o.kv_dtype != DType::fp16, "[Engine] kv_dtype must be fp32 or bf16, got fp16");
+  require(o.kv_cache_tokens >= 2, "[Engine] kv_cache_tokens must be at least 2, got ", o.kv_cache_tokens);
+  require(o.prefill_chunk >= 1 && o.prefill_chunk <= 512, "[Engine] prefill_chunk must be in [1, 512], got ", o.prefill_chunk);
+  require(o.max_num_seqs * (o.num_speculative_tokens + 1) <= 512,
+          "[Engine] max_num_seqs * (num_speculative_tokens + 1) must be at most 512 rows, got ", o.max_num_seqs * (o.num_speculative_tokens + 1));
+}
+
+}  // namespace
+
+Engine::Engine(std::shared_ptr<Backend> backend, std::shared_ptr<Weights> target, std::shared_ptr<Weights> draft, const EngineOptions& options)
+    : Engine((check(options), std::move(backend)), make_model(target, options), make_model(draft, options), options) {
+  target_weights_ = std::move(target);
+  draft_weights_ = std::move(draft);
+}
+
+Engine::Engine(std::shared_ptr<Backend> backend, std::unique_ptr<Model> target, std::unique_ptr<Model> draft, const EngineOptions& options)
+    : backend_(std::move(backend)), target_(std::move(target)), draft_(std::move(draft)) {
+  check(options);
+  require(options.max_model_len <= target_->max_len(), "[Engine] max_model_len must be at most the target's ", target_->max_len(), ", got ",
+          options.max_model_len);
+  scheduler_ = std::make_unique<Scheduler>(*backend_, *target_, draft_.get(), options);
+}
+
+// Pages for kv_cache_tokens positions, and up to a page more per sequence for what the last page of each leaves unused.
+Engine::ModelLimits Engine::limits_of(const EngineOptions& o, int model_max_len) {
+  const int rows = std::max({o.prefill_chunk, 2 * o.max_num_seqs, o.max_num_seqs * (o.num_speculative_tokens + 1)});
+  const int pages = (o.kv_cache_tokens + kPagePositions - 1) / kPagePositions + o.max_num_seqs - 1;
+  return {rows, std::min(o.max_model_len, model_max_len), o.max_num_seqs + 1, pages};
+}
+
+// A step that throws leaves the state of the sequences unknown: from then on every call reports that first cause.
+std::vector<Output> Engine::step() {
+  Scheduler& scheduler = alive();
+  try {
+    return scheduler.step();
+  } catch (const std::exception& error) {
+    cause_of_death_ = error.what();
+  }
+  alive();
+  return {};
+}
+
+Scheduler& Engine::alive() {
+  if (!cause_of_death_.empty()) throw EngineDead("[Engine] the engine cannot go on, build a new one: " + cause_of_death_);
+  return *scheduler_;
+}
+
+size_t Engine::weight_bytes() const {
+  return (target_weights_ ? target_weights_->bytes() : 0) + (draft_weights_ ? draft_weights_->bytes() : 0);
+}
+size_t Engine::kv_bytes() const { return target_->cache().bytes() + (draft_ ? draft_->cache().bytes() : 0); }
+size_t Engine::workspace_bytes() const {
+  return scheduler_->workspace_bytes() + target_->workspace_bytes() + (draft_ ? draft_->workspace_bytes() : 0);
+}
+
+}  // namespace paceline

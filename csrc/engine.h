@@ -1,0 +1,51 @@
+// The public C++ API: two checkpoints in, tokens out, bit for bit those of the target alone.
+//
+//   auto backend = std::shared_ptr<Backend>(make_cpu_backend(0, ""));
+//   auto weights = std::make_shared<Weights>(backend, config, DType::bf16, path);   // load() every expected tensor
+//   Engine engine(backend, weights, draft_weights, options);
+//   engine.add(prompt, params);
+//   while (!engine.idle()) for (const Output& output : engine.step()) ...
+//
+// Not thread-safe: one caller at a time. Computing threads are the backend's.
+#pragma once
+
+#include "decode/scheduler.h"
+#include "model/weights.h"
+
+namespace paceline {
+
+class Engine {
+ public:
+  // draft may be null: plain decoding only.
+  Engine(std::shared_ptr<Backend> backend, std::shared_ptr<Weights> target, std::shared_ptr<Weights> draft, const EngineOptions& options);
+  // Any models (tests use a table model). They must have been made for limits_of(options, ...).
+  Engine(std::shared_ptr<Backend> backend, std::unique_ptr<Model> target, std::unique_ptr<Model> draft, const EngineOptions& options);
+
+  int64_t add(const std::vector<int32_t>& prompt, const RequestParams& params) { return alive().add(prompt, params); }
+  void cancel(int64_t request) { alive().cancel(request); }
+  std::vector<Output> step();
+  bool idle() { return alive().idle(); }
+  std::vector<float> verify(const std::vector<int32_t>& prefix, const std::vector<int32_t>& drafts) { return alive().verify(prefix, drafts); }
+
+  int target_vocab_size() const { return target_->vocab_size(); }
+  size_t weight_bytes() const;
+  size_t kv_bytes() const;
+  size_t workspace_bytes() const;
+
+  // What a model must be made for under these options.
+  struct ModelLimits {
+    int max_rows, max_len, num_slots, num_pages;
+  };
+  static ModelLimits limits_of(const EngineOptions& options, int model_max_len);
+
+ private:
+  Scheduler& alive();  // throws EngineDead once a step has failed
+
+  std::shared_ptr<Backend> backend_;
+  std::shared_ptr<Weights> target_weights_, draft_weights_;
+  std::unique_ptr<Model> target_, draft_;
+  std::unique_ptr<Scheduler> scheduler_;
+  std::string cause_of_death_;
+};
+
+}  // namespace paceline
