@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "math/cycle_rules.h"
+#include "math/fixed_sum.h"
 
 namespace paceline {
 namespace {

@@ -47,7 +47,7 @@ class Scheduler {
   void admit();
   void enter(Sequence& sequence, int slot);
   void leave(Sequence& sequence);
-  void prefill(std::vector<Output>& outputs, bool draft);
+  void prefill(bool draft);
   void run_cycle(std::vector<Output>& outputs);
   void commit(Sequence& sequence, std::vector<Output>& outputs);
   void finish(Sequence& sequence, Output& output, FinishReason reason);

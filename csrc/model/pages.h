@@ -4,6 +4,7 @@
 // of positions [0, reserved(slot)); a page held by more than one slot is never written (see share).
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
