@@ -1,0 +1,194 @@
+// The cycle's operations on the CPU: planning rows, drawing drafts, accepting. State is plain host memory here; the
+// arithmetic is math/'s, the loops over a row are kernels/sampling's.
+#include <chrono>
+
+#include "backend/cpu/cpu_backend.h"
+#include "math/cycle_rules.h"
+
+namespace paceline::cpu {
+namespace {
+
+NoiseAddress address(const SlotParams& params, int position, int cycle_start, Purpose purpose) {
+  return {params.seed, uint32_t(position), uint32_t(cycle_start), purpose, params.sample_index};
+}
+
+// The row that chooses the token at `position`: everything before it, drafts included, is its history.
+RowTask row_task(const CycleState& state, int slot, int position, const float* logits, int row_size, int vocab_limit) {
+  return {logits, row_size, vocab_limit, state.params + slot, state.tokens + size_t(slot) * state.tokens_stride, position};
+}
+
+const float* draft_row(const CycleState& state, int slot, int step) {
+  const size_t row = state.draft_logits_row(step) + state.draft_row[step * state.num_slots + slot];
+  return state.draft_logits + row * state.draft_vocab_size;
+}
+
+RowTask draft_task(const CycleState& state, int slot, int step) {
+  return row_task(state, slot, state.length[slot] + step, draft_row(state, slot, step), state.draft_vocab_size, state.draft_vocab_limit);
+}
+
+void append(const Rows& rows, int slot, int position, int token) {
+  const int row = (*rows.live)++;
+  rows.slot[row] = slot;
+  rows.position[row] = position;
+  rows.token[row] = token;
+}
+
+bool is_stop(const SlotParams& params, int token) {
+  for (int i = 0; i < params.num_stop; ++i)
+    if (params.stop_id[i] == token) return true;
+  return false;
+}
+
+// The token of one row of the verify pass: the draft when it is accepted, else the target's own.
+struct Choice {
+  int32_t token;
+  bool accepted;
+};
+
+Choice judge(const SamplingKernels& kernels, const CycleState& state, int slot, int i, const ProcessedRow& target,
+             const SamplingScratch& draft_scratch) {
+  const SlotParams& params = state.params[slot];
+  const int start = state.length[slot], position = start + i;
+  const bool drafted = i < state.drafting[slot];
+  const int32_t draft = state.tokens[size_t(slot) * state.tokens_stride + position];
+  const NoiseAddress own = address(params, position, start, Purpose::token);
+  if (!drafted || state.acceptance == Acceptance::coupled) {
+    const int32_t token = kernels.choose(target, own);
+    return {token, drafted && token == draft};
+  }
+  const ProcessedRow proposed = kernels.process(draft_task(state, slot, i), draft_scratch);
+  const uint64_t target_mass = kernels.mass(target), draft_mass = kernels.mass(proposed);
+  const double u = accept_uniform_at(address(params, position, start, Purpose::accept));
+  if (accepts(kernels.probability(target, target_mass, draft), kernels.probability(proposed, draft_mass, draft), u)) return {draft, true};
+  return {kernels.choose_residual(target, target_mass, proposed, draft_mass, own), false};
+}
+
+}  // namespace
+
+void CpuBackend::begin_cycle(const CycleState& state) {
+  for (int slot = 0; slot < state.num_slots; ++slot) {
+    const int tau = clamped_tau(state.wanted_tau[slot], state.length[slot], state.params[slot].end_length, state.draft_cached[slot],
+                                state.draft_max_len);
+    state.drafting[slot] = state.running[slot] ? tau : 0;
+    state.draft_fed[slot] = state.draft_cached[slot];
+  }
+}
+
+void CpuBackend::plan_draft(const CycleState& state, int step, const Rows& rows) {
+  *rows.live = 0;
+  for (int slot = 0; slot < state.num_slots; ++slot) {
+    if (state.drafting[slot] <= step) continue;
+    const int last = state.length[slot] - 1 + step;
+    const int32_t* tokens = state.tokens + size_t(slot) * state.tokens_stride;
+    for (int position = state.draft_fed[slot]; position <= last; ++position)
+      append(rows, slot, position, tokens[position] < state.draft_vocab_size ? tokens[position] : 0);
+    state.draft_fed[slot] = last + 1;
+    state.draft_row[step * state.num_slots + slot] = *rows.live - 1;
+  }
+}
+
+void CpuBackend::sample_draft(const CycleState& state, int step) {
+  pool_.run([&](int thread, int num_threads) {
+    const FloatMode mode;
+    for (int slot = thread; slot < state.num_slots; slot += num_threads) {
+      if (state.drafting[slot] <= step) continue;
+      const ProcessedRow row = sampling_->process(draft_task(state, slot, step), scratch(thread));
+      if (row.fault) {  // no proposal: verify what there is
+        state.drafting[slot] = step;
+        continue;
+      }
+      const int start = state.length[slot];
+      const Purpose purpose = state.acceptance == Acceptance::coupled ? Purpose::token : Purpose::draft;
+      state.tokens[size_t(slot) * state.tokens_stride + start + step] =
+          sampling_->choose(row, address(state.params[slot], start + step, start, purpose));
+    }
+  });
+}
+
+void CpuBackend::plan_verify(const CycleState& state, const Rows& rows) {
+  *rows.live = 0;
+  for (int slot = 0; slot < state.num_slots; ++slot) {
+    if (!state.running[slot]) continue;
+    state.first_row[slot] = *rows.live;
+    const int32_t* tokens = state.tokens + size_t(slot) * state.tokens_stride;
+    for (int i = 0; i <= state.drafting[slot]; ++i) append(rows, slot, state.length[slot] - 1 + i, tokens[state.length[slot] - 1 + i]);
+  }
+}
+
+void CpuBackend::accept(const CycleState& state, const float* logits, int vocab_size, const CycleResults& results) {
+  pool_.run([&](int thread, int num_threads) {
+    const FloatMode mode;
+    for (int slot = thread; slot < state.num_slots; slot += num_threads)
+      if (state.running[slot]) accept_slot(state, slot, logits + size_t(state.first_row[slot]) * vocab_size, vocab_size, results, thread);
+  });
+}
+
+// Walk the slot's rows while they are reached: the first mismatch, stop or limit ends the cycle, and later rows, conditioned
+// on tokens that do not exist, are never looked at.
+void CpuBackend::accept_slot(const CycleState& state, int slot, const float* logits, int vocab_size, const CycleResults& results,
+                             int thread) {
+  const SlotParams& params = state.params[slot];
+  const int start = state.length[slot], tau = state.drafting[slot];
+  CycleResult& result = results.slot[slot];
+  result = {};
+  result.first_position = start;
+  result.tau = tau;
+  int32_t* tokens = state.tokens + size_t(slot) * state.tokens_stride;
+
+  bool goes_on = true;
+  while (goes_on) {
+    const int i = result.emitted, position = start + i;
+    const float* row = logits + size_t(i) * vocab_size;
+    const ProcessedRow target =
+        sampling_->process(row_task(state, slot, position, row, vocab_size, state.vocab_limit), scratch(thread));
+    if (target.fault) {
+      result.fault = target.fault;
+      result.finish = kNumericFault;
+      break;
+    }
+    const Choice choice = judge(*sampling_, state, slot, i, target, draft_scratch(thread));
+    report(row, vocab_size, choice.token, state, slot, i, results);
+    tokens[position] = choice.token;
+    result.accepted += choice.accepted;
+    ++result.emitted;
+    if (is_stop(params, choice.token)) result.finish = kStopToken;
+    else if (position + 1 >= params.end_length) result.finish = kLengthLimit;
+    goes_on = choice.accepted && result.finish == kRunning;
+  }
+
+  // Commit: lengths move, and with them both caches.
+  const int length = start + result.emitted;
+  state.length[slot] = length;
+  state.target_cached[slot] = result.target_cached = cached_after(start + tau, length);
+  state.draft_cached[slot] = result.draft_cached = cached_after(state.draft_fed[slot], length);
+  if (result.finish != kRunning) state.running[slot] = 0;
+}
+
+// What the caller hears of an emitted token besides its id: raw logprobs, and a hash of the row when debugging.
+void CpuBackend::report(const float* row, int vocab_size, int token, const CycleState& state, int slot, int i, const CycleResults& results) {
+  const size_t at = size_t(slot) * (state.tau_max + 1) + i;
+  results.tokens[at] = token;
+  if (results.row_hashes) results.row_hashes[at] = sampling_->hash(row, vocab_size);
+  const int k = state.params[slot].num_logprobs;
+  if (k < 0) return;
+  double l_max, log_sum;
+  sampling_->normaliser(row, vocab_size, &l_max, &log_sum);
+  const auto logprob = [&](int id) { return float((double(row[id]) - l_max) - log_sum); };
+  results.logprobs[at] = logprob(token);
+  int32_t* ids = results.top_ids + at * kMaxTopLogprobs;
+  sampling_->top(row, state.vocab_limit, k < state.vocab_limit ? k : state.vocab_limit, ids);
+  for (int j = 0; j < k && j < state.vocab_limit; ++j) results.top_logprobs[at * kMaxTopLogprobs + j] = logprob(ids[j]);
+}
+
+void CpuBackend::log_softmax(const Rows& rows, const float* logits, int v, float* out) {
+  pool_.run([&](int thread, int num_threads) {
+    const FloatMode mode;
+    for (int row = thread; row < *rows.live; row += num_threads) sampling_->log_softmax(logits + size_t(row) * v, v, out + size_t(row) * v);
+  });
+}
+
+void CpuBackend::timestamp(int64_t* nanoseconds) {
+  *nanoseconds = std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+}  // namespace paceline::cpu

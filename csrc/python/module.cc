@@ -1,0 +1,202 @@
+// The Python module: convert, release the GIL, map errors. No logic; python/paceline/_core.pyi is its contract.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "engine.h"
+
+namespace py = pybind11;
+using namespace py::literals;
+using namespace paceline;
+
+namespace {
+
+// An object whose destructor joins threads or frees gigabytes lets other Python threads run meanwhile. The last reference
+// may also go where the GIL is not held: inside another such destructor, or a call that outlived `close`.
+template <class T>
+struct UnlockedDelete {
+  void operator()(T* object) const {
+    if (!PyGILState_Check()) {
+      delete object;
+      return;
+    }
+    py::gil_scoped_release unlocked;
+    delete object;
+  }
+};
+template <class T>
+std::shared_ptr<T> shared(T* object) { return std::shared_ptr<T>(object, UnlockedDelete<T>()); }
+
+struct BackendHandle {
+  std::shared_ptr<Backend> backend;
+};
+
+Acceptance acceptance_of(const std::string& name) {
+  if (name == "coupled") return Acceptance::coupled;
+  if (name == "rejection") return Acceptance::rejection;
+  throw std::invalid_argument(message("[Engine] acceptance must be \"coupled\" or \"rejection\", got \"", name, "\""));
+}
+
+void load(Weights& weights, const std::string& name, const std::string& dtype, const std::vector<int64_t>& shape,
+          const py::array_t<uint8_t, py::array::c_style>& data) {
+  const TensorView view{name, dtype_of(dtype), shape, data.data()};
+  require(size_t(data.nbytes()) == view.size() * size_of(view.dtype), "[Weights] ", name, ": ", describe(shape), " of ", dtype, " is ",
+          view.size() * size_of(view.dtype), " bytes, got ", data.nbytes());
+  py::gil_scoped_release unlocked;
+  weights.load(view);
+}
+
+py::object stop_reason(const Output& output) {
+  if (!output.stop_string.empty()) return py::bytes(output.stop_string);
+  if (output.stop_token >= 0) return py::int_(output.stop_token);
+  return py::none();
+}
+
+std::vector<std::vector<std::pair<int, float>>> top_logprobs(const Output& output) {
+  std::vector<std::vector<std::pair<int, float>>> all;
+  for (const auto& row : output.top_logprobs) {
+    auto& pairs = all.emplace_back();
+    for (const TopLogprob& each : row) pairs.emplace_back(each.token, each.logprob);
+  }
+  return all;
+}
+
+py::array_t<float> verify(Engine& engine, const std::vector<int32_t>& prefix, const std::vector<int32_t>& drafts) {
+  std::vector<float> logprobs;
+  {
+    py::gil_scoped_release unlocked;
+    logprobs = engine.verify(prefix, drafts);
+  }
+  return py::array_t<float>({py::ssize_t(drafts.size() + 1), py::ssize_t(engine.target_vocab_size())}, logprobs.data());
+}
+
+// A closed engine answers with an error; a call under way when another thread closes it keeps the engine until it returns.
+struct EngineHandle {
+  std::shared_ptr<Engine> engine;
+  std::shared_ptr<Engine> open() const {
+    if (!engine) throw std::runtime_error("[Engine] the engine is closed");
+    return engine;
+  }
+};
+
+void bind_loading(py::module_& m) {
+  py::class_<BackendHandle>(m, "Backend")
+      .def(py::init([](int num_threads, const std::string& level) {
+             return BackendHandle{shared(make_cpu_backend(num_threads, level).release())};
+           }), "num_threads"_a, "level"_a)
+      .def_property_readonly("description", [](const BackendHandle& self) { return self.backend->description(); });
+
+  py::class_<ModelConfig>(m, "ModelConfig")
+      .def(py::init([](int vocab_size, int hidden_size, int intermediate_size, int num_layers, int num_heads, int num_kv_heads, int head_dim,
+                       float rms_norm_eps, int max_position_embeddings, std::vector<double> rope_frequencies, double rope_scale,
+                       bool qkv_bias, bool output_bias, bool qk_norm, bool tie_word_embeddings) {
+             return ModelConfig{vocab_size, hidden_size, intermediate_size, num_layers, num_heads, num_kv_heads, head_dim, rms_norm_eps,
+                                max_position_embeddings, std::move(rope_frequencies), rope_scale, qkv_bias, output_bias, qk_norm,
+                                tie_word_embeddings};
+           }), py::kw_only(), "vocab_size"_a, "hidden_size"_a, "intermediate_size"_a, "num_layers"_a, "num_heads"_a, "num_kv_heads"_a,
+           "head_dim"_a, "rms_norm_eps"_a, "max_position_embeddings"_a, "rope_frequencies"_a, "rope_scale"_a, "qkv_bias"_a,
+           "output_bias"_a, "qk_norm"_a, "tie_word_embeddings"_a);
+
+  py::class_<Weights, std::shared_ptr<Weights>>(m, "Weights")
+      .def(py::init([](const BackendHandle& backend, const ModelConfig& config, const std::string& dtype, const std::string& path) {
+             return shared(new Weights(backend.backend, config, dtype_of(dtype), path));
+           }), "backend"_a, "config"_a, "dtype"_a, "path"_a)
+      .def("expected", [](const Weights& self) {
+             std::vector<std::pair<std::string, std::vector<int64_t>>> all;
+             for (const auto& each : self.expected()) all.emplace_back(each.name, each.shape);
+             return all;
+           })
+      .def("load", &load, "name"_a, "dtype"_a, "shape"_a, "data"_a)
+      .def("finish", &Weights::finish)
+      .def_property_readonly("nbytes", &Weights::bytes);
+}
+
+void bind_requests(py::module_& m) {
+  py::class_<EngineOptions>(m, "EngineOptions")
+      .def(py::init([](int num_speculative_tokens, const std::string& acceptance, int max_model_len, int max_num_seqs,
+                       const std::string& kv_dtype, int kv_cache_tokens, int prefill_chunk, int vocab_limit,
+                       std::vector<std::string> token_bytes, bool debug_hash) {
+             return EngineOptions{num_speculative_tokens, acceptance_of(acceptance), max_model_len, max_num_seqs, dtype_of(kv_dtype),
+                                  kv_cache_tokens, prefill_chunk, vocab_limit, std::move(token_bytes), debug_hash};
+           }), py::kw_only(), "num_speculative_tokens"_a, "acceptance"_a, "max_model_len"_a, "max_num_seqs"_a, "kv_dtype"_a,
+           "kv_cache_tokens"_a, "prefill_chunk"_a, "vocab_limit"_a, "token_bytes"_a, "debug_hash"_a);
+
+  py::class_<RequestParams>(m, "RequestParams")
+      .def(py::init([](int max_tokens, int min_tokens, double temperature, double top_p, int top_k, double min_p, double repetition_penalty,
+                       double presence_penalty, double frequency_penalty, std::map<int, double> logit_bias, uint64_t seed,
+                       std::vector<std::string> stop, std::vector<int> stop_token_ids, int logprobs, int num_speculative_tokens) {
+             return RequestParams{max_tokens, min_tokens, temperature, top_p, top_k, min_p, repetition_penalty, presence_penalty,
+                                  frequency_penalty, std::move(logit_bias), seed, std::move(stop), std::move(stop_token_ids), logprobs,
+                                  num_speculative_tokens};
+           }), py::kw_only(), "max_tokens"_a, "min_tokens"_a, "temperature"_a, "top_p"_a, "top_k"_a, "min_p"_a, "repetition_penalty"_a,
+           "presence_penalty"_a, "frequency_penalty"_a, "logit_bias"_a, "seed"_a, "stop"_a, "stop_token_ids"_a, "logprobs"_a,
+           "num_speculative_tokens"_a);
+
+  py::class_<RequestStats>(m, "RequestStats")
+      .def_readonly("num_cycles", &RequestStats::num_cycles)
+      .def_readonly("num_draft_tokens", &RequestStats::num_draft_tokens)
+      .def_readonly("num_accepted_draft_tokens", &RequestStats::num_accepted_draft_tokens)
+      .def_readonly("num_emitted_tokens", &RequestStats::num_emitted_tokens)
+      .def_readonly("drafted_per_position", &RequestStats::drafted_per_position)
+      .def_readonly("accepted_per_position", &RequestStats::accepted_per_position)
+      .def_readonly("prefill_time", &RequestStats::prefill_time)
+      .def_readonly("time_to_first_token", &RequestStats::time_to_first_token)
+      .def_readonly("draft_time", &RequestStats::draft_time)
+      .def_readonly("verify_time", &RequestStats::verify_time)
+      .def_readonly("decode_time", &RequestStats::decode_time);
+
+  py::class_<Output>(m, "Output")
+      .def_readonly("request", &Output::request)
+      .def_readonly("token_ids", &Output::tokens)
+      .def_readonly("logprobs", &Output::logprobs)
+      .def_property_readonly("top_logprobs", &top_logprobs)
+      .def_readonly("tau", &Output::tau)
+      .def_readonly("accepted", &Output::accepted)
+      .def_property_readonly("finish_reason", [](const Output& self) { return name_of(self.finish); })
+      .def_property_readonly("stop_reason", &stop_reason)
+      .def_readonly("error", &Output::error)
+      .def_property_readonly("stats", [](const Output& self) -> py::object {
+             return self.finish == FinishReason::none ? py::none() : py::cast(self.stats);
+           })
+      .def_readonly("logits_hash", &Output::logits_hash)
+      .def_readonly("target_kv_hashes", &Output::target_kv_hashes)
+      .def_readonly("draft_kv_hashes", &Output::draft_kv_hashes);
+}
+
+void bind_engine(py::module_& m) {
+  py::class_<EngineHandle>(m, "Engine")
+      .def(py::init([](const BackendHandle& backend, std::shared_ptr<Weights> target, std::shared_ptr<Weights> draft,
+                       const EngineOptions& options) {
+             py::gil_scoped_release unlocked;
+             return EngineHandle{shared(new Engine(backend.backend, std::move(target), std::move(draft), options))};
+           }), "backend"_a, "target"_a, "draft"_a, "options"_a)
+      .def("add", [](const EngineHandle& self, const std::vector<int32_t>& prompt, const RequestParams& params) {
+             return self.open()->add(prompt, params);
+           }, "prompt"_a, "params"_a)
+      .def("cancel", [](const EngineHandle& self, int64_t request) { self.open()->cancel(request); }, "request"_a)
+      .def("step", [](const EngineHandle& self) {
+             const auto engine = self.open();
+             py::gil_scoped_release unlocked;
+             return engine->step();
+           })
+      .def("verify", [](const EngineHandle& self, const std::vector<int32_t>& prefix, const std::vector<int32_t>& drafts) {
+             return verify(*self.open(), prefix, drafts);
+           }, "prefix"_a, "drafts"_a)
+      .def("close", [](EngineHandle& self) { self.engine.reset(); })
+      .def_property_readonly("weight_bytes", [](const EngineHandle& self) { return self.open()->weight_bytes(); })
+      .def_property_readonly("kv_bytes", [](const EngineHandle& self) { return self.open()->kv_bytes(); })
+      .def_property_readonly("workspace_bytes", [](const EngineHandle& self) { return self.open()->workspace_bytes(); });
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "The compiled core of Paceline. Private: use paceline.Engine.";
+  py::register_exception<ModelFileError>(m, "ModelFileError", PyExc_RuntimeError);
+  py::register_exception<CapacityError>(m, "CapacityError", PyExc_RuntimeError);
+  py::register_exception<NumericError>(m, "NumericError", PyExc_RuntimeError);
+  py::register_exception<EngineDead>(m, "EngineDead", PyExc_RuntimeError);
+  bind_loading(m);
+  bind_requests(m);
+  bind_engine(m);
+}
