@@ -164,10 +164,12 @@ class Backend {
 
   // The network. x is the residual stream, fp32 [T, D].
   virtual void embed(const Rows&, const PackedMatrix& table /* [V, D] packed */, int d, float* x) = 0;
-  // q [T, H Dh] = rope(q_norm(W_q norm(x) + b)); K and V rows go to their page. k and v land in pages at the row's position.
-  virtual void norm_qkv_rope_write(const Rows&, const float* x, int d, const QkvWeights&, const AttentionShape&, const KvLayer&, float* q) = 0;
-  // out [T, H Dh]; row (slot, position) attends to positions [0, position] of its slot, softmax scaled by 1 / sqrt(Dh).
-  virtual void attention(const Rows&, const float* q, const AttentionShape&, const KvLayer&, float* out) = 0;
+  // qkv [T, padded q | k | v] = W norm(x) + b; heads of q and k are normalised where the model does so and rotated; K and V rows
+  // also go to their page at the row's position.
+  virtual void norm_qkv_rope_write(const Rows&, const float* x, int d, const QkvWeights&, const AttentionShape&, const KvLayer&,
+                                   float* qkv) = 0;
+  // out [T, H Dh]: row (slot, position) attends to positions [0, position] of its slot, softmax scaled by 1 / sqrt(Dh).
+  virtual void attention(const Rows&, const float* qkv, const AttentionShape&, const KvLayer&, float* out) = 0;
   // x += W in + bias: the attention's output projection and the MLP's down projection.
   virtual void linear_residual(const Rows&, const float* in, int k, const PackedMatrix&, const float* bias, float* x, int d) = 0;
   // out [T, F] = silu(gate) * up of norm(x); gate and up blocks alternate in the matrix.
@@ -175,6 +177,8 @@ class Backend {
   virtual void norm_head(const Rows&, const float* x, int d, const float* norm, float eps, const PackedMatrix&, int v, float* logits /* [T, V] */) = 0;
   virtual void log_softmax(const Rows&, const float* logits, int v, float* out /* [T, V] */) = 0;
 
+  // Scratch for choosing from rows of up to vocab_size logits. Setup, before the first cycle.
+  virtual void prepare_sampling(int vocab_size) = 0;
   // The cycle. Arithmetic: math/. `begin_cycle` clamps tau; the plans fill the rows of the next pass.
   virtual void begin_cycle(const CycleState&) = 0;
   virtual void plan_draft(const CycleState&, int step, const Rows&) = 0;

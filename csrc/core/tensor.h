@@ -6,13 +6,10 @@
 #include <string>
 #include <vector>
 
+#include "core/dtype.h"
 #include "core/error.h"
 
 namespace paceline {
-
-enum class DType { fp32, bf16, fp16 };
-
-inline size_t size_of(DType dtype) { return dtype == DType::fp32 ? 4 : 2; }
 
 inline const char* name_of(DType dtype) {
   switch (dtype) {

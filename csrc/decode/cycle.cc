@@ -32,6 +32,7 @@ Cycle::Cycle(Backend& backend, Model& target, Model* draft, const Limits& limits
       draft_rows_(backend, 2 * limits.num_slots), verify_rows_(backend, limits.num_slots * (limits.tau_max + 1)),
       results_(limits.num_slots), tokens_(size_t(limits.num_slots) * width_), top_ids_(tokens_.size() * kMaxTopLogprobs),
       logprobs_(tokens_.size()), top_logprobs_(top_ids_.size()), row_hashes_(limits.hash_logits ? tokens_.size() : 0) {
+  backend.prepare_sampling(std::max(target.vocab_size(), draft ? draft->vocab_size() : 0));
   const size_t slots = limits.num_slots, emitted = slots * width_;
   const int draft_vocab = draft ? draft->vocab_size() : 0;
   state_ = CycleState{};

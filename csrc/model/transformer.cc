@@ -11,7 +11,7 @@ Transformer::Transformer(std::shared_ptr<Weights> weights, const Limits& limits)
   weights_->finish();
   const size_t rows = limits.max_rows;
   residual_ = backend_.allocate(rows * config_.hidden_size * sizeof(float));
-  queries_ = backend_.allocate(rows * config_.q_size() * sizeof(float));
+  qkv_ = backend_.allocate(rows * QkvLayout(config_).num_blocks() * 16 * sizeof(float));
   attended_ = backend_.allocate(rows * config_.q_size() * sizeof(float));
   gated_ = backend_.allocate(rows * config_.intermediate_size * sizeof(float));
   fill_rope_tables();
@@ -21,16 +21,16 @@ Transformer::Transformer(std::shared_ptr<Weights> weights, const Limits& limits)
 void Transformer::forward(const Rows& rows, float* logits) {
   const int d = config_.hidden_size, f = config_.intermediate_size, q_size = config_.q_size();
   const float eps = config_.rms_norm_eps;
-  float *x = residual_.as<float>(), *q = queries_.as<float>(), *attended = attended_.as<float>(), *gated = gated_.as<float>();
+  float *x = residual_.as<float>(), *qkv = qkv_.as<float>(), *attended = attended_.as<float>(), *gated = gated_.as<float>();
 
   backend_.embed(rows, weights_->embedding(), d, x);
   for (int i = 0; i < config_.num_layers; ++i) {
     const LayerWeights& layer = weights_->layer(i);
     const KvLayer kv = cache_.layer(i);
-    const QkvWeights qkv{layer.qkv.get(), layer.attention_norm.as<float>(), layer.qkv_bias.as<float>(),
-                         layer.q_norm.as<float>(), layer.k_norm.as<float>(), eps};
-    backend_.norm_qkv_rope_write(rows, x, d, qkv, shape_, kv, q);
-    backend_.attention(rows, q, shape_, kv, attended);
+    const QkvWeights weights{layer.qkv.get(), layer.attention_norm.as<float>(), layer.qkv_bias.as<float>(),
+                             layer.q_norm.as<float>(), layer.k_norm.as<float>(), eps};
+    backend_.norm_qkv_rope_write(rows, x, d, weights, shape_, kv, qkv);
+    backend_.attention(rows, qkv, shape_, kv, attended);
     backend_.linear_residual(rows, attended, q_size, *layer.output, layer.output_bias.as<float>(), x, d);
     backend_.norm_gate_up(rows, x, d, layer.mlp_norm.as<float>(), eps, *layer.gate_up, f, gated);
     backend_.linear_residual(rows, gated, f, *layer.down, nullptr, x, d);
@@ -55,7 +55,7 @@ void Transformer::fill_rope_tables() {
 }
 
 size_t Transformer::workspace_bytes() const {
-  return rope_cos_.bytes() + rope_sin_.bytes() + residual_.bytes() + queries_.bytes() + attended_.bytes() + gated_.bytes();
+  return rope_cos_.bytes() + rope_sin_.bytes() + residual_.bytes() + qkv_.bytes() + attended_.bytes() + gated_.bytes();
 }
 
 }  // namespace paceline

@@ -33,7 +33,8 @@ class Transformer final : public Model {
   Buffer rope_cos_, rope_sin_;     // [max_len, Dh / 2]
   AttentionShape shape_;
   Buffer residual_;                // [max_rows, D]
-  Buffer queries_, attended_;      // [max_rows, H Dh]
+  Buffer qkv_;                     // [max_rows, padded q | k | v]
+  Buffer attended_;                // [max_rows, H Dh]
   Buffer gated_;                   // [max_rows, F]
 };
 

@@ -1,0 +1,289 @@
+#include "backend/cpu/cpu_backend.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+
+#include "core/bfloat16.h"
+
+namespace paceline::cpu {
+namespace {
+
+constexpr int kPrivateRows = 2 * kTileRows;  // up to here each thread packs all rows for itself: cheaper than a barrier
+
+struct Segment {  // consecutive rows of one slot
+  int first, rows;
+};
+
+int next_segment(const Rows& rows, int first, Segment& segment) {
+  int end = first + 1;
+  while (end < *rows.live && rows.slot[end] == rows.slot[first]) ++end;
+  segment = {first, end - first};
+  return end;
+}
+
+size_t head_bytes(const AttentionShape& shape, DType dtype) { return size_t(kPagePositions) * shape.head_dim * size_of(dtype); }
+size_t page_bytes(const AttentionShape& shape, DType dtype) { return shape.num_kv_heads * head_bytes(shape, dtype); }
+
+int padded(int columns) { return (columns + 15) / 16 * 16; }
+
+const Matrix& matrix_of(const PackedMatrix& packed) { return static_cast<const CpuMatrix&>(packed).matrix(); }
+
+class Line final : public Graph {
+ public:
+  explicit Line(std::function<void()> run) : run_(std::move(run)) {}
+  void launch() override { run_(); }
+
+ private:
+  std::function<void()> run_;
+};
+
+float element(const TensorView& tensor, size_t index) {
+  switch (tensor.dtype) {
+    case DType::fp32: return static_cast<const float*>(tensor.data)[index];
+    case DType::bf16: return from_bf16(static_cast<const bf16*>(tensor.data)[index]);
+    case DType::fp16: return from_fp16(static_cast<const uint16_t*>(tensor.data)[index]);
+  }
+  return 0;
+}
+
+}  // namespace
+
+Level level_of(const std::string& name) {
+  const struct {
+    const char* name;
+    bool here;
+    Level level;
+  } all[] = {
+      {"avx512_bf16", __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"),
+       {&avx512_bf16::kernels(), &avx512_bf16::sampling_kernels()}},
+      {"avx512", __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                     __builtin_cpu_supports("avx512vl"),
+       {&avx512::kernels(), &avx512::sampling_kernels()}},
+      {"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"), {&avx2::kernels(), &avx2::sampling_kernels()}},
+  };
+  std::string available;
+  for (const auto& each : all) {
+    if (!each.here) continue;
+    if (name.empty() || name == each.name) return each.level;
+    available += (available.empty() ? "" : ", ") + std::string(each.name);
+  }
+  require(!available.empty(), "[Engine] the CPU engine needs a processor with AVX2 and FMA");
+  throw std::invalid_argument(message("[Engine] the instruction level must be one of ", available, " on this machine, got ", name));
+}
+
+CpuBackend::CpuBackend(int num_threads, const std::string& level)
+    : pool_(num_threads), level_(level_of(level)), kernels_(level_.forward), sampling_(level_.sampling) {}
+
+std::string CpuBackend::description() const { return message("cpu ", kernels_->name, ", ", pool_.num_threads(), " threads"); }
+
+// Zeroed by the system, on huge pages where it is worth it: weights stream 10 % faster from them.
+Buffer CpuBackend::allocate(size_t bytes) {
+  if (bytes == 0) return {};
+  constexpr size_t kHuge = 2 << 20;
+  const size_t unit = bytes >= kHuge ? kHuge : 64, size = (bytes + unit - 1) / unit * unit;
+  void* memory = std::aligned_alloc(unit, size);
+  if (!memory) throw std::bad_alloc();
+  if (unit == kHuge) madvise(memory, size, MADV_HUGEPAGE);
+  std::memset(memory, 0, size);
+  return Buffer(memory, bytes, [](void* p) { std::free(p); });
+}
+
+void CpuBackend::upload(void* device, const void* host, size_t bytes) {
+  if (bytes) std::memcpy(device, host, bytes);
+}
+void CpuBackend::download(void* host, const void* device, size_t bytes) {
+  if (bytes) std::memcpy(host, device, bytes);
+}
+std::unique_ptr<Graph> CpuBackend::capture(std::function<void()> line) { return std::make_unique<Line>(std::move(line)); }
+
+// ------------------------------------------------------------------------------------------------ weights
+
+std::unique_ptr<PackedMatrix> CpuBackend::new_matrix(int num_blocks, int k, DType dtype) {
+  const Matrix shape{nullptr, num_blocks, k, dtype};
+  reserve_tiles(k, dtype);
+  return std::make_unique<CpuMatrix>(allocate(num_blocks * shape.block_bytes()), num_blocks, k, dtype);
+}
+
+void CpuBackend::pack_weights(PackedMatrix& packed, const TensorView& part, int first_block, int block_stride) {
+  const Matrix& w = matrix_of(packed);
+  const int n = int(part.shape[0]), k = int(part.shape[1]);
+  char* data = static_cast<char*>(const_cast<void*>(w.data));
+  pool_.run([&](int thread, int num_threads) {
+    for (int row = thread; row < n; row += num_threads) {
+      const int block = first_block + row / 16 * block_stride, lane = row % 16;
+      for (int i = 0; i < k; ++i) {
+        const size_t from = size_t(row) * k + i;
+        if (w.dtype == DType::fp32) {
+          reinterpret_cast<float*>(data + block * w.block_bytes())[size_t(i) * 16 + lane] = element(part, from);
+        } else {
+          const bf16 value = part.dtype == DType::bf16 ? static_cast<const bf16*>(part.data)[from] : to_bf16(element(part, from));
+          reinterpret_cast<bf16*>(data + block * w.block_bytes())[(size_t(i / 2) * 16 + lane) * 2 + i % 2] = value;
+        }
+      }
+    }
+  });
+}
+
+// ------------------------------------------------------------------------------------------------ scratch
+
+void CpuBackend::reserve_tiles(int k, DType dtype) {
+  const size_t bytes = (kTileRows * kernels_->packed_row_bytes(k, dtype) + 63) / 64 * 64 + 64;  // odd lines: no aliasing of tiles
+  if (bytes <= tile_bytes_) return;
+  tile_bytes_ = bytes;
+  shared_tiles_ = allocate(bytes * (kMaxRows / kTileRows));
+  private_tiles_ = allocate(bytes * pool_.num_threads() * (kPrivateRows / kTileRows));
+}
+
+void CpuBackend::prepare_sampling(int vocab_size) {
+  if (vocab_size <= vocab_size_) return;
+  vocab_size_ = vocab_size;
+  const size_t count = 2 * pool_.num_threads();
+  logits_scratch_ = allocate(count * vocab_size * sizeof(float));
+  counts_scratch_ = allocate(count * vocab_size * sizeof(int32_t));
+  histogram_scratch_ = allocate(count * 2048 * sizeof(uint64_t));
+}
+
+SamplingScratch CpuBackend::scratch_at(int index) const {
+  return {logits_scratch_.as<float>() + size_t(index) * vocab_size_, counts_scratch_.as<int32_t>() + size_t(index) * vocab_size_,
+          histogram_scratch_.as<uint64_t>() + size_t(index) * 2048};
+}
+
+// ------------------------------------------------------------------------------------------------ the network
+
+void CpuBackend::product(const Rows& rows, const float* x, int stride, const float* norm, float eps, const Matrix& w, const Epilogue& to,
+                         int thread, int num_threads) {
+  const int live = *rows.live, num_tiles = (live + kTileRows - 1) / kTileRows;
+  const bool is_private = live <= kPrivateRows;
+  char* memory = is_private ? private_tiles_.as<char>() + tile_bytes_ * (kPrivateRows / kTileRows) * thread : shared_tiles_.as<char>();
+  Tile tiles[kMaxRows / kTileRows];
+  for (int i = 0; i < num_tiles; ++i) {
+    tiles[i] = {memory + tile_bytes_ * i, std::min(kTileRows, live - i * kTileRows)};
+    if (is_private || i % num_threads == thread)
+      kernels_->pack(x + size_t(i) * kTileRows * stride, stride, tiles[i].rows, w.k, norm, eps, w.dtype, memory + tile_bytes_ * i);
+  }
+  if (!is_private) pool_.barrier();
+  // Whole pairs of blocks, as evenly as they go: gate and up stay together.
+  const int pairs = (w.num_blocks + 1) / 2, begin = pairs * thread / num_threads * 2, end = std::min(pairs * (thread + 1) / num_threads * 2, w.num_blocks);
+  kernels_->linear(w, tiles, num_tiles, begin, end, to);
+}
+
+void CpuBackend::embed(const Rows& rows, const PackedMatrix& table, int d, float* x) {
+  for (int row = 0; row < *rows.live; ++row) kernels_->embed(matrix_of(table), rows.token[row], d, x + size_t(row) * d);
+}
+
+void CpuBackend::norm_qkv_rope_write(const Rows& rows, const float* x, int d, const QkvWeights& weights, const AttentionShape& shape,
+                                     const KvLayer& kv, float* qkv) {
+  if (*rows.live == 0) return;
+  const Matrix& w = matrix_of(*weights.qkv);
+  const int stride = w.num_blocks * 16, dh = shape.head_dim, half = dh / 2;
+  const int k_column = padded(shape.num_heads * dh), v_column = k_column + padded(shape.num_kv_heads * dh);
+  pool_.run([&](int thread, int num_threads) {
+    product(rows, x, d, weights.norm, weights.eps, w, {Epilogue::write, qkv, stride, stride, weights.bias}, thread, num_threads);
+    pool_.barrier();
+    const int heads = shape.num_heads + shape.num_kv_heads;
+    for (int i = thread; i < *rows.live * heads; i += num_threads) {
+      const int row = i / heads, head = i % heads, kv_head = head - shape.num_heads, position = rows.position[row];
+      const float *cosines = shape.rope_cos + size_t(position) * half, *sines = shape.rope_sin + size_t(position) * half;
+      float* values = qkv + size_t(row) * stride;
+      if (kv_head < 0) {
+        kernels_->norm_rope(values + head * dh, dh, weights.q_norm, weights.eps, cosines, sines);
+        continue;
+      }
+      float* k = values + k_column + kv_head * dh;
+      kernels_->norm_rope(k, dh, weights.k_norm, weights.eps, cosines, sines);
+      const int page = kv.page_table[size_t(rows.slot[row]) * kv.pages_per_slot + position / kPagePositions];
+      const size_t at = page * page_bytes(shape, kv.dtype) + kv_head * head_bytes(shape, kv.dtype);
+      kernels_->write_kv(k, values + v_column + kv_head * dh, dh, position % kPagePositions, kv.dtype, static_cast<char*>(kv.keys) + at,
+                         static_cast<char*>(kv.values) + at);
+    }
+  });
+}
+
+void CpuBackend::attention(const Rows& rows, const float* qkv, const AttentionShape& shape, const KvLayer& kv, float* out) {
+  if (*rows.live == 0) return;
+  const int group = shape.num_heads / shape.num_kv_heads, dh = shape.head_dim, q_size = shape.num_heads * dh;
+  const int stride = padded(q_size) + 2 * padded(shape.num_kv_heads * dh);
+  const int step = std::max(1, 32 / group);  // rows that share one sweep of the pages
+  pool_.run([&](int thread, int num_threads) {
+    int task = 0;
+    Segment segment;
+    for (int first = 0; first < *rows.live;) {
+      first = next_segment(rows, first, segment);
+      for (int head = 0; head < shape.num_kv_heads; ++head)
+        for (int row = segment.first; row < segment.first + segment.rows; row += step) {
+          if (task++ % num_threads != thread) continue;
+          const size_t column = size_t(head) * group * dh, plane = head * head_bytes(shape, kv.dtype);
+          kernels_->attention({qkv + size_t(row) * stride + column, out + size_t(row) * q_size + column, stride, q_size,
+                               std::min(step, segment.first + segment.rows - row), group, dh, rows.position + row,
+                               kv.page_table + size_t(rows.slot[row]) * kv.pages_per_slot, static_cast<const char*>(kv.keys) + plane,
+                               static_cast<const char*>(kv.values) + plane, page_bytes(shape, kv.dtype), kv.dtype});
+        }
+    }
+  });
+}
+
+void CpuBackend::linear_residual(const Rows& rows, const float* in, int k, const PackedMatrix& packed, const float* bias, float* x, int d) {
+  if (*rows.live == 0) return;
+  pool_.run([&](int thread, int num_threads) {
+    product(rows, in, k, nullptr, 0, matrix_of(packed), {Epilogue::add, x, d, d, bias}, thread, num_threads);
+  });
+}
+
+void CpuBackend::norm_gate_up(const Rows& rows, const float* x, int d, const float* norm, float eps, const PackedMatrix& packed, int f,
+                              float* out) {
+  if (*rows.live == 0) return;
+  pool_.run([&](int thread, int num_threads) {
+    product(rows, x, d, norm, eps, matrix_of(packed), {Epilogue::gate, out, f, f, nullptr}, thread, num_threads);
+  });
+}
+
+void CpuBackend::norm_head(const Rows& rows, const float* x, int d, const float* norm, float eps, const PackedMatrix& packed, int v,
+                           float* logits) {
+  if (*rows.live == 0) return;
+  pool_.run([&](int thread, int num_threads) {
+    product(rows, x, d, norm, eps, matrix_of(packed), {Epilogue::write, logits, v, v, nullptr}, thread, num_threads);
+  });
+}
+
+// ------------------------------------------------------------------------------------------------ pages
+
+void CpuBackend::copy_pages(const KvLayer& kv, const AttentionShape& shape, const int32_t* from, const int32_t* to, int count) {
+  const size_t bytes = page_bytes(shape, kv.dtype);
+  for (int i = 0; i < count; ++i)
+    for (void* plane : {kv.keys, kv.values}) std::memcpy(static_cast<char*>(plane) + to[i] * bytes, static_cast<char*>(plane) + from[i] * bytes, bytes);
+}
+
+uint64_t CpuBackend::hash_kv(const KvLayer& kv, const AttentionShape& shape, int slot, int position) {
+  const int page = kv.page_table[size_t(slot) * kv.pages_per_slot + position / kPagePositions], offset = position % kPagePositions;
+  const size_t width = size_of(kv.dtype), base = page * page_bytes(shape, kv.dtype);
+  uint64_t hash = 0x243F6A8885A308D3u;
+  const auto mix = [&](const void* plane, size_t element) {
+    uint32_t bits = 0;
+    std::memcpy(&bits, static_cast<const char*>(plane) + base + element * width, width);
+    hash = (hash ^ bits) * 0x9E3779B97F4A7C15u;
+    hash ^= hash >> 29;
+  };
+  for (int head = 0; head < shape.num_kv_heads; ++head)
+    for (int i = 0; i < shape.head_dim; ++i) {
+      const size_t plane = size_t(head) * kPagePositions * shape.head_dim;
+      mix(kv.keys, plane + (kv.dtype == DType::fp32 ? size_t(i) * 64 + offset : (size_t(i / 2) * 64 + offset) * 2 + i % 2));
+      mix(kv.values, plane + size_t(offset) * shape.head_dim + i);
+    }
+  return hash;
+}
+
+}  // namespace paceline::cpu
+
+namespace paceline {
+
+// PACELINE_CPU_LEVEL forces a level for tests, as the argument does.
+std::unique_ptr<Backend> make_cpu_backend(int num_threads, const std::string& level) {
+  require(num_threads >= 0 && num_threads <= 1024, "[Engine] num_threads must be in [1, 1024] or None, got ", num_threads);
+  const char* forced = std::getenv("PACELINE_CPU_LEVEL");
+  return std::make_unique<cpu::CpuBackend>(num_threads, level.empty() && forced ? forced : level);
+}
+
+}  // namespace paceline

@@ -1,0 +1,87 @@
+// The forward kernels of one instruction level, as plain functions over raw pointers. cpu_backend.cc splits the work and
+// calls them; each level has its own table, chosen once at run time.
+//
+// Weights   [N/16][K][16] fp32, or [N/16][K/2][16][2] bf16 pairs, K padded to even, both padded with zeros to 16 outputs.
+// Inputs    a tile of at most kTileRows rows, packed so that one step of K is contiguous over the rows: [K][m] fp32 values,
+//           or, for bf16 matrices, values rounded to bf16: pairs [K/2][m] where the level multiplies bf16, else [K][m] fp32.
+// KV page   of one KV head: keys transposed, [Dh][64] fp32 or [Dh/2][64][2] bf16; values [64][Dh]. Sixteen positions are one
+//           vector, so scores need no horizontal sums.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "core/dtype.h"
+
+namespace paceline::cpu {
+
+constexpr int kTileRows = 8;  // 8 rows x 2 blocks of 16 outputs fill half the registers; more rows are more tiles
+
+struct Matrix {
+  const void* data;
+  int num_blocks, k;  // outputs / 16, inputs
+  DType dtype;
+  int steps() const { return dtype == DType::bf16 ? (k + 1) / 2 : k; }
+  size_t block_bytes() const { return size_t(steps()) * 64; }
+};
+
+// Rows of a packed tile: `rows` of them from row `first`.
+struct Tile {
+  const void* packed;
+  int rows;
+};
+
+// What happens to the sixteen sums of (row, block) when K is done.
+struct Epilogue {
+  enum Kind { write, add, gate } kind;
+  float* out;         // [rows of the pass, stride]
+  int stride, n;      // n columns exist
+  const float* bias;  // [padded columns] or nullptr; not for gate
+};
+
+// Query rows of one sequence against its pages, for one KV head.
+struct AttentionTask {
+  const float* q;          // first row's queries of this KV head: [rows][stride], group heads of Dh each
+  float* out;              // likewise
+  int stride, out_stride;  // floats between rows
+  int rows, group, head_dim;
+  const int32_t* position; // [rows]
+  const int32_t* pages;    // the slot's page table
+  const char *keys, *values;  // layer planes, offset to this KV head
+  size_t page_bytes;       // from page to page, of keys and of values
+  DType dtype;
+};
+
+struct Kernels {
+  const char* name;
+  // Bytes one row takes when packed for a matrix.
+  size_t (*packed_row_bytes)(int k, DType dtype);
+  // Pack rows x [m][stride] of width k into a tile; norm != nullptr: RMSNorm(x) * norm first.
+  void (*pack)(const float* x, int stride, int m, int k, const float* norm, float eps, DType dtype, void* packed);
+  // Blocks [begin, end) of the product with each tile; row t of tile i is row i kTileRows + t of the output.
+  void (*linear)(const Matrix& w, const Tile* tiles, int num_tiles, int begin, int end, const Epilogue& to);
+  void (*embed)(const Matrix& table, int token, int d, float* out);
+  // RMSNorm over a head when norm != nullptr, then rotate pairs (i, i + Dh/2). In place.
+  void (*norm_rope)(float* head, int head_dim, const float* norm, float eps, const float* cosines, const float* sines);
+  void (*write_kv)(const float* k, const float* v, int head_dim, int offset, DType dtype, char* keys, char* values);
+  void (*attention)(const AttentionTask& task);
+};
+
+namespace avx2 { const Kernels& kernels(); }
+namespace avx512 { const Kernels& kernels(); }
+namespace avx512_bf16 { const Kernels& kernels(); }
+
+}  // namespace paceline::cpu
+
+#ifdef PACELINE_ISA
+// The functions of the level being compiled; table.cc puts them in its table.
+namespace paceline::cpu::PACELINE_ISA {
+size_t packed_row_bytes(int k, DType dtype);
+void pack(const float* x, int stride, int m, int k, const float* norm, float eps, DType dtype, void* packed);
+void linear(const Matrix& w, const Tile* tiles, int num_tiles, int begin, int end, const Epilogue& to);
+void embed(const Matrix& table, int token, int d, float* out);
+void norm_rope(float* head, int head_dim, const float* norm, float eps, const float* cosines, const float* sines);
+void write_kv(const float* k, const float* v, int head_dim, int offset, DType dtype, char* keys, char* values);
+void attention(const AttentionTask& task);
+}  // namespace paceline::cpu::PACELINE_ISA
+#endif

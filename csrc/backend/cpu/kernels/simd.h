@@ -1,0 +1,132 @@
+// Sixteen float lanes on every instruction level: one AVX-512 register or two AVX2 ones. Just what the kernels need.
+//
+// Everything is named; nothing contracts. Partial loads and stores touch only the first `count` lanes' memory.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace paceline::cpu::PACELINE_ISA {
+
+constexpr int kLanes = 16;
+
+#if defined(PACELINE_ISA_avx2)
+
+struct F32 {
+  __m256 low, high;
+};
+
+static inline F32 splat(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+static inline F32 load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+static inline void store(float* p, F32 a) { _mm256_storeu_ps(p, a.low), _mm256_storeu_ps(p + 8, a.high); }
+static inline __m256i first_lanes(int count) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+static inline F32 load_first(const float* p, int count) {
+  return {_mm256_maskload_ps(p, first_lanes(count)), _mm256_maskload_ps(p + 8, first_lanes(count - 8))};
+}
+static inline void store_first(float* p, int count, F32 a) {
+  _mm256_maskstore_ps(p, first_lanes(count), a.low), _mm256_maskstore_ps(p + 8, first_lanes(count - 8), a.high);
+}
+static inline F32 operator+(F32 a, F32 b) { return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)}; }
+static inline F32 operator-(F32 a, F32 b) { return {_mm256_sub_ps(a.low, b.low), _mm256_sub_ps(a.high, b.high)}; }
+static inline F32 operator*(F32 a, F32 b) { return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)}; }
+static inline F32 operator/(F32 a, F32 b) { return {_mm256_div_ps(a.low, b.low), _mm256_div_ps(a.high, b.high)}; }
+static inline F32 max(F32 a, F32 b) { return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)}; }
+static inline F32 min(F32 a, F32 b) { return {_mm256_min_ps(a.low, b.low), _mm256_min_ps(a.high, b.high)}; }
+static inline F32 fma(F32 a, F32 b, F32 c) { return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)}; }
+static inline F32 select_first(int count, F32 a, F32 b) {  // a in the first `count` lanes, b in the others
+  return {_mm256_blendv_ps(b.low, a.low, _mm256_castsi256_ps(first_lanes(count))),
+          _mm256_blendv_ps(b.high, a.high, _mm256_castsi256_ps(first_lanes(count - 8)))};
+}
+static inline __m256 scaled(__m256 x, __m256 n) {  // x 2^n, n integral, the result normal
+  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23)));
+}
+static inline F32 scaled(F32 x, F32 n) { return {scaled(x.low, n.low), scaled(x.high, n.high)}; }
+static inline F32 round_to_integer(F32 a) {
+  constexpr int nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  return {_mm256_round_ps(a.low, nearest), _mm256_round_ps(a.high, nearest)};
+}
+// A register of 16 bf16 pairs: element 0 in the low half of each 32 bits.
+static inline __m256 even(__m256i pairs) { return _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)); }
+static inline __m256 odd(__m256i pairs) { return _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(int(0xffff0000)))); }
+static inline __m256i pairs_at(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+static inline F32 load_even(const uint32_t* p) { return {even(pairs_at(p)), even(pairs_at(p + 8))}; }
+static inline F32 load_odd(const uint32_t* p) { return {odd(pairs_at(p)), odd(pairs_at(p + 8))}; }
+static inline F32 load_bf16(const uint16_t* p) {
+  const auto widen = [](const uint16_t* q) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(q))), 16));
+  };
+  return {widen(p), widen(p + 8)};
+}
+
+#else
+
+struct F32 {
+  __m512 v;
+};
+
+static inline F32 splat(float x) { return {_mm512_set1_ps(x)}; }
+static inline F32 load(const float* p) { return {_mm512_loadu_ps(p)}; }
+static inline void store(float* p, F32 a) { _mm512_storeu_ps(p, a.v); }
+static inline __mmask16 first_lanes(int count) { return count >= 16 ? 0xffff : __mmask16((1u << count) - 1); }
+static inline F32 load_first(const float* p, int count) { return {_mm512_maskz_loadu_ps(first_lanes(count), p)}; }
+static inline void store_first(float* p, int count, F32 a) { _mm512_mask_storeu_ps(p, first_lanes(count), a.v); }
+static inline F32 operator+(F32 a, F32 b) { return {_mm512_add_ps(a.v, b.v)}; }
+static inline F32 operator-(F32 a, F32 b) { return {_mm512_sub_ps(a.v, b.v)}; }
+static inline F32 operator*(F32 a, F32 b) { return {_mm512_mul_ps(a.v, b.v)}; }
+static inline F32 operator/(F32 a, F32 b) { return {_mm512_div_ps(a.v, b.v)}; }
+static inline F32 max(F32 a, F32 b) { return {_mm512_max_ps(a.v, b.v)}; }
+static inline F32 min(F32 a, F32 b) { return {_mm512_min_ps(a.v, b.v)}; }
+static inline F32 fma(F32 a, F32 b, F32 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+static inline F32 select_first(int count, F32 a, F32 b) { return {_mm512_mask_blend_ps(count > 0 ? first_lanes(count) : 0, b.v, a.v)}; }
+static inline F32 scaled(F32 x, F32 n) {  // x 2^n, n integral, the result normal
+  return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x.v), _mm512_slli_epi32(_mm512_cvtps_epi32(n.v), 23)))};
+}
+static inline F32 round_to_integer(F32 a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+// A register of 16 bf16 pairs: element 0 in the low half of each 32 bits.
+static inline F32 load_even(const uint32_t* p) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(p), 16))}; }
+static inline F32 load_odd(const uint32_t* p) {
+  return {_mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(p), _mm512_set1_epi32(int(0xffff0000))))};
+}
+static inline F32 load_bf16(const uint16_t* p) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16))};
+}
+
+#endif
+
+// Sum and maximum of the lanes in one fixed tree: halves are added until one lane is left.
+static inline float sum_of(F32 a) {
+  float lane[kLanes];
+  store(lane, a);
+  for (int half = kLanes / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) lane[i] = lane[i] + lane[i + half];
+  return lane[0];
+}
+static inline float max_of(F32 a) {
+  float lane[kLanes];
+  store(lane, a);
+  for (int half = kLanes / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) lane[i] = lane[i] > lane[i + half] ? lane[i] : lane[i + half];
+  return lane[0];
+}
+
+// e^x to about 1e-7 relative for x in [-87, 88], clamped there: what fp32 can hold without subnormals or infinity.
+// NaN stays NaN: max and min return their second operand when one is NaN.
+static inline F32 exp_of(F32 x) {
+  x = min(splat(88.0f), max(splat(-87.0f), x));
+  const F32 n = round_to_integer(x * splat(1.44269504f));
+  const F32 r = fma(n, splat(2.12194440e-4f), fma(n, splat(-0.693359375f), x));  // ln 2 = 0.693359375 - 2.1219444e-4
+  F32 p = splat(1.0f / 5040);
+  p = fma(p, r, splat(1.0f / 720));
+  p = fma(p, r, splat(1.0f / 120));
+  p = fma(p, r, splat(1.0f / 24));
+  p = fma(p, r, splat(1.0f / 6));
+  p = fma(p, r, splat(0.5f));
+  p = fma(p, r, splat(1.0f));
+  p = fma(p, r, splat(1.0f));
+  return scaled(p, n);
+}
+
+}  // namespace paceline::cpu::PACELINE_ISA
