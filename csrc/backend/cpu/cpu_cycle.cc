@@ -173,9 +173,10 @@ void CpuBackend::report(const float* row, int vocab_size, int token, const Cycle
   sampling_->normaliser(row, vocab_size, &l_max, &log_sum);
   const auto logprob = [&](int id) { return float((double(row[id]) - l_max) - log_sum); };
   results.logprobs[at] = logprob(token);
+  const int count = smaller(k, state.vocab_limit);
   int32_t* ids = results.top_ids + at * kMaxTopLogprobs;
-  sampling_->top(row, state.vocab_limit, k < state.vocab_limit ? k : state.vocab_limit, ids);
-  for (int j = 0; j < k && j < state.vocab_limit; ++j) results.top_logprobs[at * kMaxTopLogprobs + j] = logprob(ids[j]);
+  if (count > 0) sampling_->top(row, state.vocab_limit, count, ids);
+  for (int j = 0; j < count; ++j) results.top_logprobs[at * kMaxTopLogprobs + j] = logprob(ids[j]);
 }
 
 void CpuBackend::log_softmax(const Rows& rows, const float* logits, int v, float* out) {

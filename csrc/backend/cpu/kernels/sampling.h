@@ -39,7 +39,7 @@ struct SamplingKernels {
   // log-softmax of the raw row is (l - l_max) - log_sum.
   void (*normaliser)(const float* logits, int32_t n, double* l_max, double* log_sum);
   void (*log_softmax)(const float* logits, int32_t n, float* out);
-  // The k largest of [0, n), largest first, ties by lowest id.
+  // The k largest of [0, n), largest first, ties by lowest id; 1 <= k <= n.
   void (*top)(const float* logits, int32_t n, int32_t k, int32_t* ids);
   uint64_t (*hash)(const float* logits, int32_t n);
 };
