@@ -1,0 +1,78 @@
+# make demo    generate from the bundled pair, plain and speculative
+# make test    all tests, C++ and Python; at most 10 minutes on 2 cores
+# make asan    the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer
+# make mutants plant every known bug and see its test fail
+# make oracle  compare with transformers itself (installs torch)
+# make clean
+#
+# Needs Python 3.11 or newer with venv, a C++20 compiler and make; cmake, ninja and the rest come as wheels into .venv.
+PYTHON ?= python3
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+CMAKE := $(BIN)/cmake
+CTEST := $(BIN)/ctest
+export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
+
+CSRC := $(shell find csrc -type f) CMakeLists.txt
+PACKAGE := $(shell find python/paceline -type f -not -path '*/__pycache__/*') pyproject.toml
+CPP_TESTS := $(shell find tests/cpp tests/reference -type f)
+
+.PHONY: demo test cpp-test python-test asan mutants oracle clean
+
+demo: .venv/installed
+	$(BIN)/paceline demo
+
+# The C++ tests first, then types, then Python, whose last line says how many passed.
+test: cpp-test python-test
+
+cpp-test: build/test/built
+	$(CTEST) --test-dir build/test --output-on-failure
+
+python-test: .venv/installed .venv/test
+	$(BIN)/mypy --strict python/paceline
+	$(BIN)/pytest -q -ra
+
+asan: build/asan/built
+	$(CTEST) --test-dir build/asan --output-on-failure
+
+mutants: .venv/build
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/cpp/mutants.py
+
+oracle: .venv/installed .venv/test .venv/oracle
+	$(BIN)/pytest -q -ra -m oracle
+
+clean:
+	rm -rf build .venv
+
+# ---------------------------------------------------------------------------------------------------- the environment
+# Each stamp is one step: the tools, the package, what the tests need, what the oracle needs.
+.venv/build:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, got " + sys.version.split()[0] + ": make PYTHON=python3.x")'
+	$(PYTHON) -m venv .venv
+	$(PIP) 'scikit-build-core>=1.0' 'pybind11>=3.0' 'cmake>=3.24' ninja
+	@touch $@
+
+# Without build isolation: cmake, ninja and pybind11 keep their place in .venv, so a second build compiles only what changed.
+.venv/installed: .venv/build $(CSRC) $(PACKAGE)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation .
+	@touch $@
+
+.venv/test: .venv/installed pyproject.toml
+	$(PIP) $$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["test"])')
+	@touch $@
+
+.venv/oracle: .venv/installed pyproject.toml
+	$(PIP) $$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["oracle"])')
+	@touch $@
+
+# ---------------------------------------------------------------------------------------------------- C++ tests
+build/%/CMakeCache.txt: .venv/build
+	$(CMAKE) -S . -B build/$* -G Ninja -DCMAKE_MAKE_PROGRAM="$(CURDIR)/$(BIN)/ninja" -DPACELINE_TESTS=ON -DPACELINE_PYTHON=OFF \
+	  -DPACELINE_SANITIZE=$(if $(filter asan,$*),ON,OFF)
+
+build/%/built: build/%/CMakeCache.txt $(CSRC) $(CPP_TESTS)
+	$(CMAKE) --build build/$*
+	@touch $@
+
+.PRECIOUS: build/%/CMakeCache.txt build/%/built
