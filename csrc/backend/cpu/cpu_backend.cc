@@ -103,7 +103,7 @@ std::unique_ptr<Graph> CpuBackend::capture(std::function<void()> line) { return 
 
 std::unique_ptr<PackedMatrix> CpuBackend::new_matrix(int num_blocks, int k, DType dtype) {
   const Matrix shape{nullptr, num_blocks, k, dtype};
-  reserve_tiles(k, dtype);
+  reserve_rows(k, dtype);
   return std::make_unique<CpuMatrix>(allocate(num_blocks * shape.block_bytes()), num_blocks, k, dtype);
 }
 
@@ -129,12 +129,12 @@ void CpuBackend::pack_weights(PackedMatrix& packed, const TensorView& part, int 
 
 // ------------------------------------------------------------------------------------------------ scratch
 
-void CpuBackend::reserve_tiles(int k, DType dtype) {
-  const size_t bytes = (kTileRows * kernels_->packed_row_bytes(k, dtype) + 63) / 64 * 64 + 64;  // odd lines: no aliasing of tiles
-  if (bytes <= tile_bytes_) return;
-  tile_bytes_ = bytes;
-  shared_tiles_ = allocate(bytes * (kMaxRows / kTileRows));
-  private_tiles_ = allocate(bytes * pool_.num_threads() * (kPrivateRows / kTileRows));
+void CpuBackend::reserve_rows(int k, DType dtype) {
+  const size_t bytes = kernels_->packed_row_bytes(k, dtype);
+  if (bytes <= row_bytes_) return;
+  row_bytes_ = bytes;
+  shared_rows_ = allocate(bytes * kMaxRows);
+  private_rows_ = allocate(bytes * kPrivateRows * pool_.num_threads());
 }
 
 void CpuBackend::prepare_sampling(int vocab_size) {
@@ -157,13 +157,13 @@ void CpuBackend::product(const Rows& rows, const float* x, int stride, const flo
                          int thread, int num_threads) {
   const int live = *rows.live, num_tiles = (live + kTileRows - 1) / kTileRows;
   const bool is_private = live <= kPrivateRows;
-  char* memory = is_private ? private_tiles_.as<char>() + tile_bytes_ * (kPrivateRows / kTileRows) * thread : shared_tiles_.as<char>();
+  const size_t row_bytes = kernels_->packed_row_bytes(w.k, w.dtype);
+  char* memory = is_private ? private_rows_.as<char>() + row_bytes_ * kPrivateRows * thread : shared_rows_.as<char>();
   Tile tiles[kMaxRows / kTileRows];
-  for (int i = 0; i < num_tiles; ++i) {
-    tiles[i] = {memory + tile_bytes_ * i, std::min(kTileRows, live - i * kTileRows)};
-    if (is_private || i % num_threads == thread)
-      kernels_->pack(x + size_t(i) * kTileRows * stride, stride, tiles[i].rows, w.k, norm, eps, w.dtype, memory + tile_bytes_ * i);
-  }
+  for (int i = 0; i < num_tiles; ++i)
+    tiles[i] = {memory + row_bytes * i * kTileRows, row_bytes, std::min(kTileRows, live - i * kTileRows)};
+  for (int row = is_private ? 0 : thread; row < live; row += is_private ? 1 : num_threads)
+    kernels_->pack(x + size_t(row) * stride, w.k, norm, eps, w.dtype, memory + row_bytes * row);
   if (!is_private) pool_.barrier();
   // Whole pairs of blocks, as evenly as they go: gate and up stay together.
   const int pairs = (w.num_blocks + 1) / 2, begin = pairs * thread / num_threads * 2, end = std::min(pairs * (thread + 1) / num_threads * 2, w.num_blocks);

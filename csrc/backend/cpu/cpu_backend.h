@@ -72,15 +72,15 @@ class CpuBackend final : public Backend {
   SamplingScratch scratch(int thread) const { return scratch_at(2 * thread); }
   SamplingScratch draft_scratch(int thread) const { return scratch_at(2 * thread + 1); }
   SamplingScratch scratch_at(int index) const;
-  void reserve_tiles(int k, DType dtype);
+  void reserve_rows(int k, DType dtype);
 
   ThreadPool pool_;
   Level level_;
   const Kernels* kernels_;
   const SamplingKernels* sampling_;
   // Scratch, grown only while models are built: packed inputs, and what a row of logits needs while it is sampled.
-  size_t tile_bytes_ = 0;
-  Buffer shared_tiles_, private_tiles_;  // [kMaxRows / kTileRows] tiles; [num_threads, 2] tiles
+  size_t row_bytes_ = 0;                 // of the widest input
+  Buffer shared_rows_, private_rows_;    // [kMaxRows] packed rows; [num_threads, kPrivateRows]
   int vocab_size_ = 0;
   Buffer logits_scratch_, counts_scratch_, histogram_scratch_;  // two per thread
 };

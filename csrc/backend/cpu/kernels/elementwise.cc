@@ -16,38 +16,37 @@ float inverse_rms(const float* x, int n, float eps) {
   return 1.0f / __builtin_sqrtf(sum_of(sum) / float(n) + eps);
 }
 
-float normalised(const float* x, int i, const float* norm, float inverse) { return norm ? x[i] * inverse * norm[i] : x[i]; }
+// to[i] = store(x[i] * inverse * norm[i]); two loops, so that each vectorises.
+template <class Value, class Store>
+void pack_as(const float* x, int k, const float* norm, float inverse, Value* to, Store store) {
+  if (norm) {
+    for (int i = 0; i < k; ++i) to[i] = store(x[i] * inverse * norm[i]);
+  } else {
+    for (int i = 0; i < k; ++i) to[i] = store(x[i]);
+  }
+  if (k % 2) to[k] = Value(0);  // the other half of the last pair
+}
 
 }  // namespace
 
 size_t packed_row_bytes(int k, DType dtype) {
 #if defined(PACELINE_ISA_avx512_bf16)
-  if (dtype == DType::bf16) return size_t(k + 1) / 2 * 4;
+  const size_t bytes = size_t(k + 1) * size_of(dtype);
+#else
+  (void)dtype;
+  const size_t bytes = size_t(k + 1) * sizeof(float);
 #endif
-  return size_t(dtype == DType::bf16 ? (k + 1) / 2 * 2 : k) * 4;
+  return (bytes + 127) / 128 * 128 + 64;
 }
 
-void pack(const float* x, int stride, int m, int k, const float* norm, float eps, DType dtype, void* packed) {
-  for (int row = 0; row < m; ++row, x += stride) {
-    const float inverse = norm ? inverse_rms(x, k, eps) : 1.0f;
-    if (dtype == DType::fp32) {
-      float* to = static_cast<float*>(packed) + row;
-      for (int i = 0; i < k; ++i) to[size_t(i) * m] = normalised(x, i, norm, inverse);
-      continue;
-    }
-    const int whole = k / 2;
+void pack(const float* x, int k, const float* norm, float eps, DType dtype, char* packed) {
+  const float inverse = norm ? inverse_rms(x, k, eps) : 1.0f;
+  if (dtype == DType::fp32) return pack_as(x, k, norm, inverse, reinterpret_cast<float*>(packed), [](float v) { return v; });
 #if defined(PACELINE_ISA_avx512_bf16)
-    uint32_t* to = static_cast<uint32_t*>(packed) + row;
-    const auto pair = [](float low, float high) { return uint32_t(to_bf16(low)) | uint32_t(to_bf16(high)) << 16; };
-    for (int i = 0; i < whole; ++i)
-      to[size_t(i) * m] = pair(normalised(x, 2 * i, norm, inverse), normalised(x, 2 * i + 1, norm, inverse));
-    if (k % 2) to[size_t(whole) * m] = pair(normalised(x, k - 1, norm, inverse), 0.0f);
+  pack_as(x, k, norm, inverse, reinterpret_cast<bf16*>(packed), [](float v) { return to_bf16(v); });
 #else
-    float* to = static_cast<float*>(packed) + row;
-    for (int i = 0; i < k; ++i) to[size_t(i) * m] = from_bf16(to_bf16(normalised(x, i, norm, inverse)));
-    if (k % 2) to[size_t(2 * whole + 1) * m] = 0.0f;
+  pack_as(x, k, norm, inverse, reinterpret_cast<float*>(packed), [](float v) { return from_bf16(to_bf16(v)); });
 #endif
-  }
 }
 
 void embed(const Matrix& table, int token, int d, float* out) {

@@ -13,16 +13,15 @@ namespace {
 
 constexpr int kPrefetchBytes = 1536;  // ahead in each block's stream; 1 to 1.5 KB measured best
 
-// One step of K for R blocks and M rows. w: 64 bytes of each block; x: the step's values of the tile's rows.
+// Step k of K for R blocks and M rows. w: the step's 64 bytes of each block; x: the rows.
 struct Fp32 {
   using Value = float;
-  static constexpr int kValues = 1;  // of x per row and step
   template <int M, int R>
-  static void step(const char* const (&w)[R], const Value* x, int, F32 (&sum)[R][M]) {
+  static void step(const char* const (&w)[R], const Value* const (&x)[M], int k, F32 (&sum)[R][M]) {
     F32 weight[R];
     for (int r = 0; r < R; ++r) weight[r] = load(reinterpret_cast<const float*>(w[r]));
     for (int m = 0; m < M; ++m) {
-      const F32 value = splat(x[m]);
+      const F32 value = splat(x[m][k]);
       for (int r = 0; r < R; ++r) sum[r][m] = fma(weight[r], value, sum[r][m]);
     }
   }
@@ -31,30 +30,28 @@ struct Fp32 {
 #if defined(PACELINE_ISA_avx512_bf16)
 struct Bf16 {
   using Value = uint32_t;  // a pair
-  static constexpr int kValues = 1;
   template <int M, int R>
-  static void step(const char* const (&w)[R], const Value* x, int, F32 (&sum)[R][M]) {
+  static void step(const char* const (&w)[R], const Value* const (&x)[M], int k, F32 (&sum)[R][M]) {
     __m512bh weight[R];
     for (int r = 0; r < R; ++r) weight[r] = (__m512bh)_mm512_loadu_si512(w[r]);
     for (int m = 0; m < M; ++m) {
-      const __m512bh value = (__m512bh)_mm512_set1_epi32(int(x[m]));
+      const __m512bh value = (__m512bh)_mm512_set1_epi32(int(x[m][k]));
       for (int r = 0; r < R; ++r) sum[r][m].v = _mm512_dpbf16_ps(sum[r][m].v, weight[r], value);
     }
   }
 };
 #else
 struct Bf16 {
-  using Value = float;  // rounded to bf16; the even k of all rows, then the odd
-  static constexpr int kValues = 2;
+  using Value = float;  // rounded to bf16
   template <int M, int R>
-  static void step(const char* const (&w)[R], const Value* x, int rows, F32 (&sum)[R][M]) {
+  static void step(const char* const (&w)[R], const Value* const (&x)[M], int k, F32 (&sum)[R][M]) {
     F32 low[R], high[R];
     for (int r = 0; r < R; ++r) {
       low[r] = load_even(reinterpret_cast<const uint32_t*>(w[r]));
       high[r] = load_odd(reinterpret_cast<const uint32_t*>(w[r]));
     }
     for (int m = 0; m < M; ++m) {
-      const F32 even = splat(x[m]), odd = splat(x[rows + m]);
+      const F32 even = splat(x[m][2 * k]), odd = splat(x[m][2 * k + 1]);
       for (int r = 0; r < R; ++r) sum[r][m] = fma(high[r], odd, fma(low[r], even, sum[r][m]));
     }
   }
@@ -74,18 +71,20 @@ void finish(const Epilogue& to, int block, int row, F32 sum, F32 next_block) {
   store_first(out, count, sum);
 }
 
-// R blocks from `block` against rows [m0, m0 + M) of a tile of `rows`.
+// R blocks from `block` against rows [m0, m0 + M) of the tile.
 template <class Format, int M, int R>
-void product(const Matrix& w, const void* packed, int rows, int m0, int block, int first_row, const Epilogue& to) {
+void product(const Matrix& w, const Tile& tile, int m0, int block, int first_row, const Epilogue& to) {
   F32 sum[R][M];
   const char* stream[R];
+  const typename Format::Value* x[M];
+  for (int m = 0; m < M; ++m) x[m] = reinterpret_cast<const typename Format::Value*>(tile.packed + (m0 + m) * tile.row_bytes);
   for (int r = 0; r < R; ++r) {
     stream[r] = static_cast<const char*>(w.data) + (block + r) * w.block_bytes();
     for (int m = 0; m < M; ++m) sum[r][m] = splat(0.0f);
   }
-  const auto* x = static_cast<const typename Format::Value*>(packed) + m0;
-  for (int step = w.steps(); step > 0; --step, x += rows * Format::kValues) {
-    Format::template step<M, R>(stream, x, rows, sum);
+  const int steps = w.steps();
+  for (int k = 0; k < steps; ++k) {
+    Format::template step<M, R>(stream, x, k, sum);
     for (int r = 0; r < R; ++r) {
       _mm_prefetch(stream[r] + kPrefetchBytes, _MM_HINT_T0);
       stream[r] += 64;
@@ -97,10 +96,10 @@ void product(const Matrix& w, const void* packed, int rows, int m0, int block, i
 
 // All blocks of [begin, end) for M rows: R at a time, then fewer. Gate and up come in pairs, so their ranges are even.
 template <class Format, int M, int R>
-void sweep(const Matrix& w, const void* packed, int rows, int m0, int begin, int end, int first_row, const Epilogue& to) {
-  for (; begin + R <= end; begin += R) product<Format, M, R>(w, packed, rows, m0, begin, first_row, to);
+void sweep(const Matrix& w, const Tile& tile, int m0, int begin, int end, int first_row, const Epilogue& to) {
+  for (; begin + R <= end; begin += R) product<Format, M, R>(w, tile, m0, begin, first_row, to);
   if constexpr (R > 1)
-    if (begin < end) sweep<Format, M, R / 2>(w, packed, rows, m0, begin, end, first_row, to);
+    if (begin < end) sweep<Format, M, R / 2>(w, tile, m0, begin, end, first_row, to);
 }
 
 // R M sums plus R weights stay below the number of registers: 32, or 16 halves.
@@ -108,18 +107,18 @@ template <class Format>
 void rows_of(const Matrix& w, const Tile& tile, int begin, int end, int first_row, const Epilogue& to) {
   int m0 = 0;
 #if defined(PACELINE_ISA_avx2)
-  for (; tile.rows - m0 >= 2; m0 += 2) sweep<Format, 2, 2>(w, tile.packed, tile.rows, m0, begin, end, first_row, to);
-  if (m0 < tile.rows) sweep<Format, 1, 4>(w, tile.packed, tile.rows, m0, begin, end, first_row, to);
+  for (; tile.rows - m0 >= 2; m0 += 2) sweep<Format, 2, 2>(w, tile, m0, begin, end, first_row, to);
+  if (m0 < tile.rows) sweep<Format, 1, 4>(w, tile, m0, begin, end, first_row, to);
 #else
   switch (tile.rows) {
-    case 1: return sweep<Format, 1, 8>(w, tile.packed, 1, m0, begin, end, first_row, to);
-    case 2: return sweep<Format, 2, 8>(w, tile.packed, 2, m0, begin, end, first_row, to);
-    case 3: return sweep<Format, 3, 4>(w, tile.packed, 3, m0, begin, end, first_row, to);
-    case 4: return sweep<Format, 4, 4>(w, tile.packed, 4, m0, begin, end, first_row, to);
-    case 5: return sweep<Format, 5, 4>(w, tile.packed, 5, m0, begin, end, first_row, to);
-    case 6: return sweep<Format, 6, 4>(w, tile.packed, 6, m0, begin, end, first_row, to);
-    case 7: return sweep<Format, 7, 2>(w, tile.packed, 7, m0, begin, end, first_row, to);
-    default: return sweep<Format, 8, 2>(w, tile.packed, 8, m0, begin, end, first_row, to);
+    case 1: return sweep<Format, 1, 8>(w, tile, m0, begin, end, first_row, to);
+    case 2: return sweep<Format, 2, 8>(w, tile, m0, begin, end, first_row, to);
+    case 3: return sweep<Format, 3, 8>(w, tile, m0, begin, end, first_row, to);
+    case 4: return sweep<Format, 4, 4>(w, tile, m0, begin, end, first_row, to);
+    case 5: return sweep<Format, 5, 4>(w, tile, m0, begin, end, first_row, to);
+    case 6: return sweep<Format, 6, 4>(w, tile, m0, begin, end, first_row, to);
+    case 7: return sweep<Format, 7, 2>(w, tile, m0, begin, end, first_row, to);
+    default: return sweep<Format, 8, 2>(w, tile, m0, begin, end, first_row, to);
   }
 #endif
 }
