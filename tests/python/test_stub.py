@@ -1,0 +1,112 @@
+"""The stub of the core against the compiled module and the C++ structs; the public names against the design."""
+
+import ast
+import dataclasses
+import inspect
+import pathlib
+import re
+
+import paceline
+import pytest
+from paceline import _core
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+STUB = ast.parse((ROOT / "python/paceline/_core.pyi").read_text())
+CLASSES = {node.name: node for node in STUB.body if isinstance(node, ast.ClassDef)}
+
+
+def public_names(owner):
+    return {name for name in vars(owner) if not name.startswith("_")}
+
+
+def stub_members(node):
+    """(methods {name: [argument names, '*' before keyword-only ones]}, other attributes) of a class in the stub."""
+    methods, attributes = {}, set()
+    for item in node.body:
+        if isinstance(item, ast.AnnAssign):
+            attributes.add(item.target.id)
+        elif isinstance(item, ast.FunctionDef) and item.decorator_list:
+            attributes.add(item.name)  # a property
+        elif isinstance(item, ast.FunctionDef):
+            arguments = item.args
+            methods[item.name] = [a.arg for a in arguments.args] + ["*"] * bool(arguments.kwonlyargs) + [a.arg for a in arguments.kwonlyargs]
+    return methods, attributes
+
+
+def compiled_arguments(method):
+    """Argument names of a pybind11 method, read from the signature it writes at the head of its docstring."""
+    signature = method.__doc__.splitlines()[0]
+    inside, names, depth = signature[signature.index("(") + 1:signature.rindex(")")], [""], 0
+    for character in inside:
+        depth += (character in "[(") - (character in "])")
+        if character == "," and depth == 0:
+            names.append("")
+        else:
+            names[-1] += character
+    return [name.split(":")[0].split("=")[0].strip() for name in names]
+
+
+def test_the_stub_names_what_the_module_has():
+    assert set(CLASSES) == public_names(_core)
+
+
+@pytest.mark.parametrize("name", [name for name, node in CLASSES.items() if not issubclass(getattr(_core, name), Exception)])
+def test_a_class_has_the_stub_s_members_and_arguments(name):
+    methods, attributes = stub_members(CLASSES[name])
+    compiled = getattr(_core, name)
+    assert public_names(compiled) == {m for m in methods if m != "__init__"} | attributes
+    for method, arguments in methods.items():
+        assert compiled_arguments(getattr(compiled, method)) == arguments, method
+    if "__init__" not in methods:
+        with pytest.raises(TypeError, match="No constructor defined"):
+            compiled()
+
+
+@pytest.mark.parametrize("name", [name for name in CLASSES if issubclass(getattr(_core, name), Exception)])
+def test_an_error_derives_from_the_stub_s_base_and_is_public(name):
+    assert [base.__name__ for base in getattr(_core, name).__bases__] == [base.id for base in CLASSES[name].bases]
+    assert getattr(paceline, name) is getattr(_core, name)
+
+
+@pytest.mark.parametrize("name, header", [("RequestParams", "decode/request.h"), ("EngineOptions", "decode/scheduler.h"),
+                                          ("ModelConfig", "model/config.h")])
+def test_the_stub_s_options_are_the_fields_of_the_struct(name, header):
+    text = re.sub(r"//[^\n]*", "", (ROOT / "csrc" / header).read_text())
+    body = re.search(rf"struct {name} \{{(.*?)\n\}};", text, re.S).group(1)
+    fields = []
+    for declaration in (line.strip() for line in body.split(";")):
+        if not declaration or "(" in declaration or declaration.startswith("}"):
+            continue
+        declared = re.sub(r"^(std::)?\w+(<[^;]*?>)?\s+", "", declaration)
+        fields += [part.split("=")[0].strip() for part in declared.split(",")]
+    arguments, _ = stub_members(CLASSES[name])
+    assert arguments["__init__"][2:] == fields
+
+
+ENGINE = ["target", "draft", "tokenizer", "device", "dtype", "draft_dtype", "kv_dtype", "num_speculative_tokens", "acceptance",
+          "max_model_len", "max_num_seqs", "kv_cache_tokens", "num_threads", "warmup"]
+SAMPLING = {"max_tokens": None, "temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0,
+            "presence_penalty": 0.0, "frequency_penalty": 0.0, "logit_bias": None, "seed": None, "stop": None, "stop_token_ids": None,
+            "ignore_eos": False, "logprobs": None, "num_speculative_tokens": None}
+
+
+def test_engine_s_arguments_are_those_of_the_design():
+    parameters = list(inspect.signature(paceline.Engine.__init__).parameters.values())[1:]
+    assert [p.name for p in parameters] == ENGINE
+    assert [p.name for p in parameters if p.kind is not inspect.Parameter.KEYWORD_ONLY] == ["target", "draft"]
+    auto = {"device", "dtype", "draft_dtype", "kv_dtype", "num_speculative_tokens"}
+    defaults = {p.name: p.default for p in parameters[1:]}
+    assert defaults == {name: "auto" for name in auto} | {"acceptance": "coupled", "max_num_seqs": 1, "warmup": True} | {
+        name: None for name in ("draft", "tokenizer", "max_model_len", "kv_cache_tokens", "num_threads")}
+
+
+def test_sampling_params_are_those_of_the_design():
+    fields = {field.name: field.default for field in dataclasses.fields(paceline.SamplingParams)}
+    assert {name: fields.get(name, "missing") for name in SAMPLING} == SAMPLING
+
+
+def test_every_sampling_parameter_reaches_the_core():
+    """Accepted means honoured: all of them are the core's, but for ignore_eos, which decides the stop ids."""
+    arguments, _ = stub_members(CLASSES["RequestParams"])
+    fields = {field.name for field in dataclasses.fields(paceline.SamplingParams)}
+    assert fields - {"ignore_eos"} <= set(arguments["__init__"])
