@@ -1,0 +1,153 @@
+"""Write a target and a draft checkpoint of any geometry whose greedy acceptance is a dial.
+
+    python bench/planted_pair.py OUT --preset 1.1b --alpha 0.8
+    python bench/planted_pair.py OUT --target layers=22,hidden=2048,heads=32,kv_heads=4,ffn=5632 --draft layers=4,hidden=768,... --vocab 32000
+
+OUT/target and OUT/draft are ordinary Llama checkpoints that every engine loads. A Markov chain is planted in them: the
+head's row of the id that follows v is v's embedding, so the best next id after v is `follows[v]`, by a margin of about
+20 to 40 standard deviations of the other logits. The draft has an embedding and a head of its own and follows the same
+chain but for a share 1 - alpha of the ids, where it names another one.
+
+The timing is honest: every matrix has its full size and random values of normal magnitude; only o_proj and down_proj
+are scaled down, so that the layers compute all they must and decide nothing. Needs numpy; 1.1b takes about 20 seconds
+and no more memory than its two largest tensors.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+
+import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "tools"))
+
+from checkpoint_writer import tensor_shapes, to_bf16, write_checkpoint  # noqa: E402
+
+FIRST_ID = 3  # ids below are special: unknown, begin, end; the chain never meets them
+BLOCK = 50  # ids along the chain that share out their disagreements exactly: a run of n tokens is then within 1 / sqrt(n) of alpha
+LOGIT_GAP = 30.0  # logit of the planted id, those of the others being near 0: acceptance at temperature 1 is alpha too
+
+PRESETS = {
+    "tiny": dict(vocab=512, target=dict(layers=4, hidden=256, heads=4, kv_heads=2, ffn=704),
+                 draft=dict(layers=1, hidden=128, heads=2, kv_heads=1, ffn=352)),
+    # TinyLlama's geometry, 1.10 G parameters; a draft of 99 M (49 M of them in embedding and head).
+    "1.1b": dict(vocab=32000, target=dict(layers=22, hidden=2048, heads=32, kv_heads=4, ffn=5632),
+                 draft=dict(layers=8, hidden=768, heads=12, kv_heads=4, ffn=2048)),
+}
+
+
+def planted_chain(vocab, alpha, stream):
+    """(follows, guessed) [vocab]: the target's next id after each id, and the draft's, equal for a share alpha of them.
+
+    follows is one cycle through all ids from FIRST_ID up, so that a long generation repeats nothing.
+    """
+    chain = FIRST_ID + stream.permutation(vocab - FIRST_ID)
+    wrong = []
+    for begin in range(0, len(chain), BLOCK):
+        block = chain[begin:begin + BLOCK]
+        count = round((1 - alpha) * (begin + len(block))) - round((1 - alpha) * begin)
+        wrong.extend(stream.permutation(block)[:count])
+    follows = np.arange(vocab)
+    follows[chain] = np.roll(chain, -1)
+    guessed = follows.copy()
+    guessed[wrong] = np.roll(follows[wrong], -1)  # where it is wrong, the draft names the successor of the next such id
+    return follows, guessed
+
+
+def config_of(vocab, layers, hidden, heads, kv_heads, ffn, context, head_dim=None):
+    return dict(
+        architectures=["LlamaForCausalLM"], model_type="llama", vocab_size=vocab, hidden_size=hidden, intermediate_size=ffn,
+        num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv_heads, head_dim=head_dim or hidden // heads,
+        max_position_embeddings=context, rms_norm_eps=1e-5, rope_theta=10000.0, hidden_act="silu", tie_word_embeddings=False,
+        attention_bias=False, mlp_bias=False, bos_token_id=1, eos_token_id=2, torch_dtype="bfloat16")
+
+
+def normal_bf16(stream, shape, deviation):
+    """bf16 bits of normal numbers, made a few rows at a time."""
+    bits = np.empty(shape, np.uint16)
+    rows = max(1, (1 << 22) // int(np.prod(shape[1:])))
+    for begin in range(0, shape[0], rows):
+        part = bits[begin:begin + rows]
+        part[...] = to_bf16(stream.standard_normal(part.shape, np.float32) * np.float32(deviation))
+    return bits
+
+
+def planted_tensors(config, follows, stream):
+    """The checkpoint's tensors. The embedding is drawn first: the head is made of its rows."""
+    hidden = config["hidden_size"]
+    embedding = normal_bf16(stream, (config["vocab_size"], hidden), 1.0)
+
+    def planted_head():
+        head = np.empty_like(embedding)
+        head[follows[FIRST_ID:]] = embedding[FIRST_ID:]
+        head[:FIRST_ID] = normal_bf16(stream, (FIRST_ID, hidden), 1.0)
+        return head
+
+    def maker(name, shape):
+        if name == "model.embed_tokens.weight":
+            return lambda: embedding
+        if name == "lm_head.weight":
+            return planted_head
+        if name == "model.norm.weight":  # a normed embedding row times itself in the head is `hidden`
+            return lambda: np.full(shape, LOGIT_GAP / hidden, np.float32)
+        if len(shape) == 1:
+            return lambda: np.ones(shape, np.float32)
+        outwards = name.endswith(("o_proj.weight", "down_proj.weight"))
+        return lambda: normal_bf16(stream, shape, (1e-2 if outwards else 1.0) / np.sqrt(shape[1]))
+
+    return [(name, shape, maker(name, shape)) for name, shape in tensor_shapes(config)]
+
+
+def word_tokenizer(vocab):
+    """tokenizer.json of ids as words: "w17 w4" is [17, 4]. For engines that insist on text."""
+    words = ["<unk>", "<s>", "</s>"] + [f"w{i}" for i in range(FIRST_ID, vocab)]
+    return dict(
+        version="1.0", truncation=None, padding=None, normalizer=None, pre_tokenizer={"type": "WhitespaceSplit"}, post_processor=None,
+        decoder=None, model={"type": "WordLevel", "vocab": {word: i for i, word in enumerate(words)}, "unk_token": "<unk>"},
+        added_tokens=[dict(id=i, content=words[i], single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
+                      for i in range(FIRST_ID)])
+
+
+def write_pair(out, *, vocab, target, draft, alpha, seed=0, context=4096):
+    """OUT/target and OUT/draft, bf16. alpha: share of ids after which both agree, in [0, 1]."""
+    if not 0.0 <= alpha <= 1.0:
+        raise ValueError(f"alpha must be in [0, 1], got {alpha}")
+    stream = np.random.default_rng(seed)
+    chains = planted_chain(vocab, alpha, stream)
+    for name, shape, follows in zip(("target", "draft"), (target, draft), chains, strict=True):
+        config = config_of(vocab, context=context, **shape)
+        directory = pathlib.Path(out) / name
+        write_checkpoint(directory, config, planted_tensors(config, follows, stream), "BF16")
+        (directory / "tokenizer.json").write_text(json.dumps(word_tokenizer(vocab)))
+        (directory / "tokenizer_config.json").write_text(json.dumps(dict(
+            tokenizer_class="PreTrainedTokenizerFast", unk_token="<unk>", bos_token="<s>", eos_token="</s>", model_max_length=context)))
+        (directory / "generation_config.json").write_text(json.dumps(dict(bos_token_id=1, eos_token_id=2)))
+
+
+def geometry(text):
+    """"layers=2,hidden=64,..." -> dict."""
+    return {key: int(value) for key, value in (part.split("=") for part in text.split(","))}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=pathlib.Path)
+    parser.add_argument("--preset", choices=PRESETS, default="tiny")
+    parser.add_argument("--alpha", type=float, default=0.8, help="share of the target's tokens that the draft proposes (default 0.8)")
+    parser.add_argument("--target", type=geometry, help="layers=,hidden=,heads=,kv_heads=,ffn=[,head_dim=]; replaces the preset's")
+    parser.add_argument("--draft", type=geometry, help="the same for the draft")
+    parser.add_argument("--vocab", type=int, help="replaces the preset's")
+    parser.add_argument("--context", type=int, default=4096)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    preset = PRESETS[options.preset]
+    write_pair(options.out, vocab=options.vocab or preset["vocab"], target=options.target or preset["target"],
+               draft=options.draft or preset["draft"], alpha=options.alpha, seed=options.seed, context=options.context)
+    for name in ("target", "draft"):
+        size = (options.out / name / "model.safetensors").stat().st_size
+        print(f"{options.out / name}: {size / 2e9:.3f} G parameters, {size / 1e9:.2f} GB")
+
+
+if __name__ == "__main__":
+    main()
