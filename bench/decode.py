@@ -1,0 +1,160 @@
+"""Decoding speed of a pair: plain against the machine's read bandwidth, verification passes, speculation, Python's share.
+
+    python bench/decode.py 1.1b                  write the planted pair (bench/planted_pair.py) and measure it
+    python bench/decode.py demo                  the bundled pair
+    python bench/decode.py DIR                   DIR/target and DIR/draft
+
+Repetitions are interleaved (bandwidth, then every tau once, then again) so that a disturbance of the machine meets all
+of them; medians are reported, as Markdown. All times come from the results' stats, except Python's share, which is
+what remains of the wall time of `generate` after prefill, drafting and verification: an upper bound, since the core's
+own work between cycles is in it.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import pathlib
+import platform
+import statistics
+import struct
+import sys
+import tempfile
+import threading
+import time
+
+import numpy as np
+import paceline
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+
+import planted_pair  # noqa: E402
+
+PROMPTS = ["def read_header(path):\n    ", "class Request:\n    def __init__(self", "import os\nimport sys\n\n\ndef main("]
+
+
+class Bandwidth:
+    """Reading memory as fast as the threads can: the maximum over int32, which numpy vectorises (within 3 % of an
+    AVX-512 loop on 2 threads of a Zen 5), over an array far larger than the last level cache."""
+
+    def __init__(self, num_threads, megabytes=512):
+        self.parts = np.array_split(np.ones(megabytes << 18, np.int32), num_threads)
+
+    def measure(self):
+        """GB/s."""
+        threads = [threading.Thread(target=np.max, args=(part,)) for part in self.parts]
+        start = time.perf_counter()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return sum(part.nbytes for part in self.parts) / (time.perf_counter() - start) / 1e9
+
+
+def bytes_per_pass(directory, item_size):
+    """Weight bytes that a pass of few rows reads: every tensor but an untied embedding, of which it reads a row or two."""
+    total = 0
+    for path in sorted(pathlib.Path(directory).glob("*.safetensors")):
+        with open(path, "rb") as file:
+            header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+        header.pop("__metadata__", None)
+        total += sum(int(np.prod(tensor["shape"])) for name, tensor in header.items() if name != "model.embed_tokens.weight")
+    config = json.loads((pathlib.Path(directory) / "config.json").read_text())
+    if config.get("tie_word_embeddings"):
+        total += config["vocab_size"] * config["hidden_size"]
+    return total * item_size
+
+
+def kv_bytes_per_position(directory, item_size=2):
+    config = json.loads((pathlib.Path(directory) / "config.json").read_text())
+    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    return 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * head_dim * item_size
+
+
+def measure(engine, prompt, tokens, tau):
+    """One generation. seconds per pass and cycle, tokens per second, and Python's microseconds per cycle."""
+    start = time.perf_counter()
+    result = engine.generate(prompt, max_tokens=tokens, ignore_eos=True, num_speculative_tokens=tau)
+    wall, stats = time.perf_counter() - start, result.stats
+    judged = stats.num_accepted_draft_tokens + rejections(stats)
+    return dict(
+        verify=stats.verify_time / stats.num_cycles, draft=stats.draft_time / stats.num_cycles, speed=stats.decode_tokens_per_second,
+        per_cycle=stats.mean_acceptance_length, alpha=stats.num_accepted_draft_tokens / judged if judged else float("nan"),
+        python=1e6 * (wall - stats.prefill_time - stats.draft_time - stats.verify_time) / stats.num_cycles,
+        prompt_tokens=len(result.prompt_token_ids), tokens=list(result.token_ids))
+
+
+def rejections(stats):
+    """Cycles that met a draft token they did not accept: a token reached is one whose forerunners were accepted."""
+    rates = stats.acceptance_rate_per_position
+    return round(stats.num_cycles * (1 - rates[-1])) if len(rates) else 0
+
+
+def median(runs, key):
+    return statistics.median(run[key] for run in runs)
+
+
+def report(options, runs, bandwidths, weight_bytes, kv_bytes):
+    bandwidth, plain = statistics.median(bandwidths), runs[0]
+    position = median(plain, "prompt_tokens") + options.tokens / 2
+    rate = (weight_bytes + kv_bytes * position) * median(plain, "speed") / 1e9
+    print(f"`python bench/decode.py {' '.join(sys.argv[1:])}`, {datetime.date.today()}, {platform.processor() or platform.machine()}, "
+          f"{options.threads} threads, {options.repetitions} repetitions, medians\n")
+    print(f"* read bandwidth {bandwidth:.1f} GB/s ({min(bandwidths):.1f} to {max(bandwidths):.1f})")
+    print(f"* plain {median(plain, 'speed'):.2f} tokens/s x {weight_bytes / 1e6:.0f} MB of weights = {rate:.1f} GB/s, "
+          f"{100 * rate / bandwidth:.0f} % of it")
+    print(f"* outputs of all tau identical: {'yes' if same_outputs(runs) else 'NO'}\n")
+    print("| tau | rows M | verify ms | T(M)/T(1) | draft ms | tokens per cycle | alpha | tokens/s | speedup | Python us/cycle |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    for tau, all_runs in runs.items():
+        verify, speed = median(all_runs, "verify"), median(all_runs, "speed")
+        print(f"| {tau} | {tau + 1} | {1e3 * verify:.3f} | {verify / median(plain, 'verify'):.2f} | {1e3 * median(all_runs, 'draft'):.3f} "
+              f"| {median(all_runs, 'per_cycle'):.2f} | {median(all_runs, 'alpha'):.3f} | {speed:.2f} "
+              f"| {speed / median(plain, 'speed'):.2f} | {median(all_runs, 'python'):.1f} |")
+
+
+def same_outputs(runs):
+    return all(run["tokens"] == plain["tokens"] for all_runs in runs.values() for run, plain in zip(all_runs, runs[0], strict=True))
+
+
+def pair_directory(options):
+    if options.pair == "demo":
+        return pathlib.Path(paceline.__file__).parent / "pair"
+    if options.pair not in planted_pair.PRESETS:
+        return pathlib.Path(options.pair)
+    directory = pathlib.Path(options.cache) / f"{options.pair}-{options.alpha}"
+    if not (directory / "draft" / "generation_config.json").exists():  # the last file that is written
+        planted_pair.write_pair(directory, alpha=options.alpha, **planted_pair.PRESETS[options.pair])
+    return directory
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("pair", help="demo, a preset of planted_pair.py, or a directory with target and draft")
+    parser.add_argument("--alpha", type=float, default=0.8, help="of a planted pair")
+    parser.add_argument("--cache", default=os.path.join(tempfile.gettempdir(), "planted-pairs"), help="where planted pairs are kept")
+    parser.add_argument("--tau", type=int, nargs="+", default=[0, 1, 2, 3, 4, 7, 15])
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--dtype", choices=["bf16", "fp32"], default="bf16")
+    options = parser.parse_args()
+    taus = sorted({0, *options.tau})
+
+    directory = pair_directory(options)
+    prompts = PROMPTS if options.pair == "demo" else [np.random.RandomState(i).randint(3, 500, 64).tolist() for i in range(3)]
+    bandwidth, bandwidths = Bandwidth(options.threads), []
+    runs = {tau: [] for tau in taus}
+    with paceline.Engine(directory / "target", directory / "draft", num_speculative_tokens=max(taus), dtype=options.dtype,
+                         draft_dtype=options.dtype, num_threads=options.threads) as engine:
+        engine.generate(prompts[0], max_tokens=8, ignore_eos=True)
+        for i in range(options.repetitions):
+            bandwidths.append(bandwidth.measure())
+            for tau in taus:
+                runs[tau].append(measure(engine, prompts[i % len(prompts)], options.tokens, tau))
+    item_size = 2 if options.dtype == "bf16" else 4
+    report(options, runs, bandwidths, bytes_per_pass(directory / "target", item_size), kv_bytes_per_position(directory / "target"))
+
+
+if __name__ == "__main__":
+    main()
