@@ -90,6 +90,13 @@ def rejections(stats):
     return round(stats.num_cycles * (1 - rates[-1])) if len(rates) else 0
 
 
+def machine_name():
+    for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else ():
+        if line.startswith("model name"):
+            return line.split(":")[1].strip()
+    return platform.machine()
+
+
 def median(runs, key):
     return statistics.median(run[key] for run in runs)
 
@@ -98,7 +105,7 @@ def report(options, runs, bandwidths, weight_bytes, kv_bytes):
     bandwidth, plain = statistics.median(bandwidths), runs[0]
     position = median(plain, "prompt_tokens") + options.tokens / 2
     rate = (weight_bytes + kv_bytes * position) * median(plain, "speed") / 1e9
-    print(f"`python bench/decode.py {' '.join(sys.argv[1:])}`, {datetime.date.today()}, {platform.processor() or platform.machine()}, "
+    print(f"`python bench/decode.py {' '.join(sys.argv[1:])}`, {datetime.date.today()}, {machine_name()}, "
           f"{options.threads} threads, {options.repetitions} repetitions, medians\n")
     print(f"* read bandwidth {bandwidth:.1f} GB/s ({min(bandwidths):.1f} to {max(bandwidths):.1f})")
     print(f"* plain {median(plain, 'speed'):.2f} tokens/s x {weight_bytes / 1e6:.0f} MB of weights = {rate:.1f} GB/s, "
