@@ -16,7 +16,7 @@ export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
 
 CSRC := $(shell find csrc -type f) CMakeLists.txt
 PACKAGE := $(shell find python/paceline -type f -not -path '*/__pycache__/*') pyproject.toml
-CPP_TESTS := $(shell find tests/cpp tests/reference -type f)
+CPP_TESTS := $(shell find tests/cpp tests/reference -type f 2>/dev/null)
 
 .PHONY: demo test cpp-test python-test asan mutants oracle clean
 

@@ -11,8 +11,14 @@ import pytest
 from paceline import _core
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-STUB = ast.parse((ROOT / "python/paceline/_core.pyi").read_text())
-CLASSES = {node.name: node for node in STUB.body if isinstance(node, ast.ClassDef)}
+STUB = (ROOT / "python/paceline/_core.pyi").read_text()
+
+
+def classes_of(stub):
+    return {node.name: node for node in ast.parse(stub).body if isinstance(node, ast.ClassDef)}
+
+
+CLASSES = classes_of(STUB)
 
 
 def public_names(owner):
@@ -46,25 +52,54 @@ def compiled_arguments(method):
     return [name.split(":")[0].split("=")[0].strip() for name in names]
 
 
-def test_the_stub_names_what_the_module_has():
-    assert set(CLASSES) == public_names(_core)
+def disagreements(stub):
+    """Every difference between the text of a stub and the compiled module."""
+    classes, found = classes_of(stub), []
+    if set(classes) != public_names(_core):
+        found.append(f"classes: {sorted(set(classes) ^ public_names(_core))}")
+    for name in set(classes) & public_names(_core):
+        compiled, (methods, attributes) = getattr(_core, name), stub_members(classes[name])
+        if issubclass(compiled, Exception):
+            bases = [base.__name__ for base in compiled.__bases__], [base.id for base in classes[name].bases]
+            found += [f"{name}: bases {bases}"] * (bases[0] != bases[1])
+            continue
+        members = {method for method in methods if method != "__init__"} | attributes
+        if members != public_names(compiled):
+            found.append(f"{name}: members {sorted(members ^ public_names(compiled))}")
+        for method in set(methods) & set(vars(compiled)):
+            if compiled_arguments(getattr(compiled, method)) != methods[method]:
+                found.append(f"{name}.{method}: arguments {methods[method]}, compiled {compiled_arguments(getattr(compiled, method))}")
+    return found
 
 
-@pytest.mark.parametrize("name", [name for name, node in CLASSES.items() if not issubclass(getattr(_core, name), Exception)])
-def test_a_class_has_the_stub_s_members_and_arguments(name):
-    methods, attributes = stub_members(CLASSES[name])
-    compiled = getattr(_core, name)
-    assert public_names(compiled) == {m for m in methods if m != "__init__"} | attributes
-    for method, arguments in methods.items():
-        assert compiled_arguments(getattr(compiled, method)) == arguments, method
-    if "__init__" not in methods:
-        with pytest.raises(TypeError, match="No constructor defined"):
-            compiled()
+def test_the_stub_is_the_compiled_module():
+    assert disagreements(STUB) == []
 
 
-@pytest.mark.parametrize("name", [name for name in CLASSES if issubclass(getattr(_core, name), Exception)])
-def test_an_error_derives_from_the_stub_s_base_and_is_public(name):
-    assert [base.__name__ for base in getattr(_core, name).__bases__] == [base.id for base in CLASSES[name].bases]
+@pytest.mark.parametrize("planted, instead, complaint", [
+    ("prompt: Sequence[int]", "prompts: Sequence[int]", "Engine.add: arguments"),
+    ("min_p: float,\n        repetition_penalty: float", "repetition_penalty: float,\n        min_p: float", "RequestParams.__init__: arguments"),
+    ("self,\n        *,\n        num_speculative_tokens", "self,\n        num_speculative_tokens", "EngineOptions.__init__: arguments"),
+    ("    tau: int\n", "", "Output: members ['tau']"),
+    ("def close(self)", "def shut(self)", "Engine: members ['close', 'shut']"),
+    ("class CapacityError(RuntimeError)", "class CapacityError(ValueError)", "CapacityError: bases"),
+    ("class Backend:", "class Device:", "classes: ['Backend', 'Device']"),
+])
+def test_a_planted_difference_is_found(planted, instead, complaint):
+    assert planted in STUB
+    found = disagreements(STUB.replace(planted, instead, 1))
+    assert any(text.startswith(complaint) for text in found), found
+
+
+def test_what_only_the_core_makes_cannot_be_constructed():
+    for name, node in CLASSES.items():
+        if not node.bases and "__init__" not in stub_members(node)[0]:
+            with pytest.raises(TypeError, match="No constructor defined"):
+                getattr(_core, name)()
+
+
+@pytest.mark.parametrize("name", [name for name, node in CLASSES.items() if node.bases])
+def test_the_core_s_errors_are_public(name):
     assert getattr(paceline, name) is getattr(_core, name)
 
 
