@@ -45,42 +45,68 @@ void merge(State& a, const State& b, int head_dim) {
     for (int i = 0; i < head_dim; ++i) a.out[i] = b.out[i];
     return;
   }
-  const float maximum = a.maximum > b.maximum ? a.maximum : b.maximum;
-  const float keep = exp_of(a.maximum - maximum), take = exp_of(b.maximum - maximum);
-  a.maximum = maximum;
+  // One of the two factors is e^0 = 1, exactly.
+  const float difference = b.maximum - a.maximum, factor = exp_of(difference > 0.0f ? -difference : difference);
+  const float keep = difference > 0.0f ? factor : 1.0f, take = difference > 0.0f ? 1.0f : factor;
+  a.maximum = difference > 0.0f ? b.maximum : a.maximum;
   a.sum = a.sum * keep + b.sum * take;
   for (int i = 0; i < head_dim; ++i) a.out[i] = a.out[i] * keep + b.out[i] * take;
 }
 
-// Scores of `count` queries at positions [first, first + 16) of a page.
+// Sums in flight per query: enough to hide the latency of a multiply-add, few enough for the registers.
+#if defined(PACELINE_ISA_avx2)
+constexpr int kVectors = 1;
+#else
+constexpr int kVectors = 4;
+#endif
+
+// One step over the head dimension: V vectors of 16 keys against kTogether queries.
+template <int V>
+void step_fp32(const float* k, const float* const (&q)[kTogether], int d, F32 (&sum)[kTogether][V]) {
+  F32 key[V];
+  for (int v = 0; v < V; ++v) key[v] = load(k + v * kLanes);
+  for (int i = 0; i < kTogether; ++i)
+    for (int v = 0; v < V; ++v) sum[i][v] = fma(key[v], splat(q[i][d]), sum[i][v]);
+}
+
+template <int V>
+void step_bf16(const uint32_t* k, const Query* const (&queries)[kTogether], int d, F32 (&sum)[kTogether][V]) {
+#if defined(PACELINE_ISA_avx512_bf16)
+  __m512bh key[V];
+  for (int v = 0; v < V; ++v) key[v] = (__m512bh)_mm512_loadu_si512(k + v * kLanes);
+  for (int i = 0; i < kTogether; ++i) {
+    const __m512bh q = (__m512bh)_mm512_set1_epi32(int(queries[i]->pairs[d]));
+    for (int v = 0; v < V; ++v) sum[i][v].v = _mm512_dpbf16_ps(sum[i][v].v, key[v], q);
+  }
+#else
+  for (int v = 0; v < V; ++v) {
+    const F32 low = load_even(k + v * kLanes), high = load_odd(k + v * kLanes);
+    for (int i = 0; i < kTogether; ++i)
+      sum[i][v] = fma(high, splat(queries[i]->q[2 * d + 1]), fma(low, splat(queries[i]->q[2 * d]), sum[i][v]));
+  }
+#endif
+}
+
+// Scores of `count` queries at positions [first, first + 16 V) of a page.
+template <int V>
 void scores_of(const Query* queries, int count, const char* keys, DType dtype, int head_dim, int first, float (*scores)[kPage]) {
-  F32 sum[kTogether];
-  for (F32& each : sum) each = splat(0.0f);
+  F32 sum[kTogether][V];
+  const Query* query[kTogether];
   const float* q[kTogether];
-  for (int i = 0; i < kTogether; ++i) q[i] = queries[i < count ? i : 0].q;
+  for (int i = 0; i < kTogether; ++i) {
+    query[i] = queries + (i < count ? i : 0);
+    q[i] = query[i]->q;
+    for (int v = 0; v < V; ++v) sum[i][v] = splat(0.0f);
+  }
   if (dtype == DType::fp32) {
     const float* k = reinterpret_cast<const float*>(keys) + first;
-    for (int d = 0; d < head_dim; ++d, k += kPage) {
-      const F32 key = load(k);
-      for (int i = 0; i < kTogether; ++i) sum[i] = fma(key, splat(q[i][d]), sum[i]);
-    }
+    for (int d = 0; d < head_dim; ++d) step_fp32<V>(k + size_t(d) * kPage, q, d, sum);
   } else {
     const uint32_t* k = reinterpret_cast<const uint32_t*>(keys) + first;
-#if defined(PACELINE_ISA_avx512_bf16)
-    const uint32_t* pairs[kTogether];
-    for (int i = 0; i < kTogether; ++i) pairs[i] = queries[i < count ? i : 0].pairs;
-    for (int d = 0; d < head_dim / 2; ++d, k += kPage) {
-      const __m512bh key = (__m512bh)_mm512_loadu_si512(k);
-      for (int i = 0; i < kTogether; ++i) sum[i].v = _mm512_dpbf16_ps(sum[i].v, key, (__m512bh)_mm512_set1_epi32(int(pairs[i][d])));
-    }
-#else
-    for (int d = 0; d < head_dim; d += 2, k += kPage) {
-      const F32 low = load_even(k), high = load_odd(k);
-      for (int i = 0; i < kTogether; ++i) sum[i] = fma(high, splat(q[i][d + 1]), fma(low, splat(q[i][d]), sum[i]));
-    }
-#endif
+    for (int d = 0; d < head_dim / 2; ++d) step_bf16<V>(k + size_t(d) * kPage, query, d, sum);
   }
-  for (int i = 0; i < count; ++i) store(scores[i] + first, sum[i]);
+  for (int i = 0; i < count; ++i)
+    for (int v = 0; v < V; ++v) store(scores[i] + first + v * kLanes, sum[i][v]);
 }
 
 // Turn `visible` scores into e^(score - maximum), in place, and start the page's state with their maximum and sum.
@@ -101,7 +127,10 @@ void soften(float* scores, int visible, float scale, State& page) {
 }
 
 F32 value_at(const char* values, DType dtype, size_t index, int count) {
-  if (dtype == DType::fp32) return load_first(reinterpret_cast<const float*>(values) + index, count);
+  if (dtype == DType::fp32) {
+    const float* v = reinterpret_cast<const float*>(values) + index;
+    return count >= kLanes ? load(v) : load_first(v, count);
+  }
   const bf16* v = reinterpret_cast<const bf16*>(values) + index;
   if (count >= kLanes) return load_bf16(v);
   bf16 part[kLanes] = {};
@@ -109,28 +138,41 @@ F32 value_at(const char* values, DType dtype, size_t index, int count) {
   return load_bf16(part);
 }
 
-// out = sum over visible positions of weight x value, position after position.
+// out = sum over visible positions of weight x value, position after position, for V vectors of the head from d.
+template <int V>
+void weigh_columns(const int* visible, int count, int common, int longest, const float (*weights)[kPage], const char* values, DType dtype,
+                   int head_dim, int d, State* pages) {
+  F32 sum[kTogether][V], value[V];
+  int width[V];
+  for (int v = 0; v < V; ++v) {
+    const int left = head_dim - d - v * kLanes;
+    width[v] = left < kLanes ? left : kLanes;
+    for (int i = 0; i < kTogether; ++i) sum[i][v] = splat(0.0f);
+  }
+  for (int j = 0; j < common; ++j) {
+    for (int v = 0; v < V; ++v) value[v] = value_at(values, dtype, size_t(j) * head_dim + d + v * kLanes, width[v]);
+    for (int i = 0; i < kTogether; ++i)
+      for (int v = 0; v < V; ++v) sum[i][v] = fma(value[v], splat(weights[i][j]), sum[i][v]);
+  }
+  for (int j = common; j < longest; ++j) {
+    for (int v = 0; v < V; ++v) value[v] = value_at(values, dtype, size_t(j) * head_dim + d + v * kLanes, width[v]);
+    for (int i = 0; i < count; ++i)
+      for (int v = 0; v < V && j < visible[i]; ++v) sum[i][v] = fma(value[v], splat(weights[i][j]), sum[i][v]);
+  }
+  for (int i = 0; i < count; ++i)
+    for (int v = 0; v < V; ++v) store_first(pages[i].out + d + v * kLanes, width[v], sum[i][v]);
+}
+
 void weigh(const int* visible, int count, const float (*weights)[kPage], const char* values, DType dtype, int head_dim, State* pages) {
   int common = kPage, longest = 0;
   for (int i = 0; i < count; ++i) {
     common = visible[i] < common ? visible[i] : common;
     longest = visible[i] > longest ? visible[i] : longest;
   }
-  for (int d = 0; d < head_dim; d += kLanes) {
-    const int width = head_dim - d < kLanes ? head_dim - d : kLanes;
-    F32 sum[kTogether];
-    for (F32& each : sum) each = splat(0.0f);
-    for (int j = 0; j < common; ++j) {
-      const F32 value = value_at(values, dtype, size_t(j) * head_dim + d, width);
-      for (int i = 0; i < kTogether; ++i) sum[i] = fma(value, splat(weights[i][j]), sum[i]);
-    }
-    for (int j = common; j < longest; ++j) {
-      const F32 value = value_at(values, dtype, size_t(j) * head_dim + d, width);
-      for (int i = 0; i < count; ++i)
-        if (j < visible[i]) sum[i] = fma(value, splat(weights[i][j]), sum[i]);
-    }
-    for (int i = 0; i < count; ++i) store_first(pages[i].out + d, width, sum[i]);
-  }
+  int d = 0;
+  for (; head_dim - d > (kVectors - 1) * kLanes; d += kVectors * kLanes)
+    weigh_columns<kVectors>(visible, count, common, longest, weights, values, dtype, head_dim, d, pages);
+  for (; d < head_dim; d += kLanes) weigh_columns<1>(visible, count, common, longest, weights, values, dtype, head_dim, d, pages);
 }
 
 // One page for up to kTogether queries, merged into their groups' states.
@@ -146,7 +188,10 @@ void visit(const AttentionTask& task, const Query* queries, int count, int page,
   if (longest == 0) return;
   alignas(64) float scores[kTogether][kPage];
   State pages[kTogether];
-  for (int first = 0; first < longest; first += kLanes) scores_of(queries, count, keys, task.dtype, task.head_dim, first, scores);
+  int first = 0;
+  for (; longest - first > (kVectors - 1) * kLanes; first += kVectors * kLanes)
+    scores_of<kVectors>(queries, count, keys, task.dtype, task.head_dim, first, scores);
+  for (; first < longest; first += kLanes) scores_of<1>(queries, count, keys, task.dtype, task.head_dim, first, scores);
   for (int i = 0; i < count; ++i) {
     if (visible[i]) soften(scores[i], visible[i], scale, pages[i]);
     else pages[i].sum = 0.0f;
