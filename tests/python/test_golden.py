@@ -35,6 +35,21 @@ def test_fp32_logprobs_are_those_of_transformers(case, tmp_path):
         assert largest(verified(engine, case) - golden(case)["logprobs"]) < 1e-4
 
 
+@pytest.mark.parametrize("level", ["avx2", "avx512", "avx512_bf16"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_every_instruction_level_gives_these_logprobs(level, dtype, tmp_path, monkeypatch):
+    case = dataclasses.replace(next(c for c in CASES if c.name == "llama-hd80"), dtype={"fp32": "F32", "bf16": "BF16"}[dtype])
+    build(case, tmp_path)
+    monkeypatch.setenv("PACELINE_CPU_LEVEL", level)
+    try:
+        engine = paceline.Engine(tmp_path, dtype=dtype, kv_dtype=dtype)
+    except (ValueError, RuntimeError) as refusal:
+        pytest.skip(str(refusal))  # this machine lacks it
+    with engine:
+        difference = verified(engine, case) - golden(case)["logprobs" if dtype == "fp32" else "bf16_logprobs"]
+    assert largest(difference) < (1e-4 if dtype == "fp32" else bf16_bound(case)[1])
+
+
 @EVERY_CASE
 def test_fp32_greedy_tokens_are_those_of_transformers(case, tmp_path):
     build(case, tmp_path)
