@@ -11,18 +11,7 @@
 namespace paceline::cpu {
 namespace {
 
-constexpr int kPrivateRows = 2 * kTileRows;  // up to here each thread packs all rows for itself: cheaper than a barrier
-
-struct Segment {  // consecutive rows of one slot
-  int first, rows;
-};
-
-int next_segment(const Rows& rows, int first, Segment& segment) {
-  int end = first + 1;
-  while (end < *rows.live && rows.slot[end] == rows.slot[first]) ++end;
-  segment = {first, end - first};
-  return end;
-}
+constexpr int kPrivateRows = 16;  // up to here each thread packs all rows for itself: cheaper than a barrier
 
 size_t head_bytes(const AttentionShape& shape, DType dtype) { return size_t(kPagePositions) * shape.head_dim * size_of(dtype); }
 size_t page_bytes(const AttentionShape& shape, DType dtype) { return shape.num_kv_heads * head_bytes(shape, dtype); }
@@ -40,29 +29,56 @@ class Line final : public Graph {
   std::function<void()> run_;
 };
 
-float element(const TensorView& tensor, size_t index) {
-  switch (tensor.dtype) {
-    case DType::fp32: return static_cast<const float*>(tensor.data)[index];
-    case DType::bf16: return from_bf16(static_cast<const bf16*>(tensor.data)[index]);
-    case DType::fp16: return from_fp16(static_cast<const uint16_t*>(tensor.data)[index]);
+float exact(float value) { return value; }
+bf16 rounded(float value) { return to_bf16(value); }
+bf16 same(bf16 value) { return value; }
+
+// Up to sixteen rows of a tensor become a block: Together values of a row side by side, then the next row's. A stretch of each
+// row at a time: rows a power of two apart would push each other out of the first-level cache.
+template <int Together, class From, class To, class Convert>
+void pack_block(const From* rows, int count, int k, To* block, Convert convert) {
+  constexpr int kStretch = 32;
+  for (int first = 0; first < k; first += kStretch)
+    for (int lane = 0; lane < count; ++lane)
+      for (int i = first; i < std::min(k, first + kStretch); ++i)
+        block[(size_t(i / Together) * 16 + lane) * Together + i % Together] = convert(rows[size_t(lane) * k + i]);
+}
+
+void pack_block(const TensorView& part, int row, int count, int k, DType dtype, void* block) {
+  const size_t offset = size_t(row) * k;
+  const bool to_fp32 = dtype == DType::fp32;
+  auto *wide = static_cast<float*>(block);
+  auto *narrow = static_cast<bf16*>(block);
+  if (part.dtype == DType::fp32) {
+    const float* from = static_cast<const float*>(part.data) + offset;
+    to_fp32 ? pack_block<1>(from, count, k, wide, exact) : pack_block<2>(from, count, k, narrow, rounded);
+  } else if (part.dtype == DType::bf16) {
+    const bf16* from = static_cast<const bf16*>(part.data) + offset;
+    to_fp32 ? pack_block<1>(from, count, k, wide, from_bf16) : pack_block<2>(from, count, k, narrow, same);
+  } else {
+    const uint16_t* from = static_cast<const uint16_t*>(part.data) + offset;
+    to_fp32 ? pack_block<1>(from, count, k, wide, from_fp16)
+            : pack_block<2>(from, count, k, narrow, [](uint16_t value) { return to_bf16(from_fp16(value)); });
   }
-  return 0;
 }
 
 }  // namespace
 
 Level level_of(const std::string& name) {
+  // Everything CMakeLists.txt lets the compiler use at the level.
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
+                    __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  const bool avx512_bf16 = avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
   const struct {
     const char* name;
     bool here;
     Level level;
   } all[] = {
-      {"avx512_bf16", __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"),
-       {&avx512_bf16::kernels(), &avx512_bf16::sampling_kernels()}},
-      {"avx512", __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-                     __builtin_cpu_supports("avx512vl"),
-       {&avx512::kernels(), &avx512::sampling_kernels()}},
-      {"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"), {&avx2::kernels(), &avx2::sampling_kernels()}},
+      {"avx512_bf16", avx512_bf16, {&avx512_bf16::kernels(), &avx512_bf16::sampling_kernels()}},
+      {"avx512", avx512, {&avx512::kernels(), &avx512::sampling_kernels()}},
+      {"avx2", avx2, {&avx2::kernels(), &avx2::sampling_kernels()}},
   };
   std::string available;
   for (const auto& each : all) {
@@ -75,7 +91,9 @@ Level level_of(const std::string& name) {
 }
 
 CpuBackend::CpuBackend(int num_threads, const std::string& level)
-    : pool_(num_threads), level_(level_of(level)), kernels_(level_.forward), sampling_(level_.sampling) {}
+    : pool_(num_threads), level_(level_of(level)), kernels_(level_.forward), sampling_(level_.sampling) {
+  if (pool_.num_threads() > 1) attention_states_ = allocate(10 * size_t(pool_.num_threads()) * kTaskQueries * sizeof(AttentionState));
+}
 
 std::string CpuBackend::description() const { return message("cpu ", kernels_->name, ", ", pool_.num_threads(), " threads"); }
 
@@ -112,18 +130,8 @@ void CpuBackend::pack_weights(PackedMatrix& packed, const TensorView& part, int 
   const int n = int(part.shape[0]), k = int(part.shape[1]);
   char* data = static_cast<char*>(const_cast<void*>(w.data));
   pool_.run([&](int thread, int num_threads) {
-    for (int row = thread; row < n; row += num_threads) {
-      const int block = first_block + row / 16 * block_stride, lane = row % 16;
-      for (int i = 0; i < k; ++i) {
-        const size_t from = size_t(row) * k + i;
-        if (w.dtype == DType::fp32) {
-          reinterpret_cast<float*>(data + block * w.block_bytes())[size_t(i) * 16 + lane] = element(part, from);
-        } else {
-          const bf16 value = part.dtype == DType::bf16 ? static_cast<const bf16*>(part.data)[from] : to_bf16(element(part, from));
-          reinterpret_cast<bf16*>(data + block * w.block_bytes())[(size_t(i / 2) * 16 + lane) * 2 + i % 2] = value;
-        }
-      }
-    }
+    for (int row = 16 * thread; row < n; row += 16 * num_threads)
+      pack_block(part, row, std::min(16, n - row), k, w.dtype, data + (first_block + row / 16 * block_stride) * w.block_bytes());
   });
 }
 
@@ -155,28 +163,31 @@ SamplingScratch CpuBackend::scratch_at(int index) const {
 
 void CpuBackend::product(const Rows& rows, const float* x, int stride, const float* norm, float eps, const Matrix& w, const Epilogue& to,
                          int thread, int num_threads) {
-  const int live = *rows.live, num_tiles = (live + kTileRows - 1) / kTileRows;
+  const int live = *rows.live;
   const bool is_private = live <= kPrivateRows;
   const size_t row_bytes = kernels_->packed_row_bytes(w.k, w.dtype);
   char* memory = is_private ? private_rows_.as<char>() + row_bytes_ * kPrivateRows * thread : shared_rows_.as<char>();
-  Tile tiles[kMaxRows / kTileRows];
-  for (int i = 0; i < num_tiles; ++i)
-    tiles[i] = {memory + row_bytes * i * kTileRows, row_bytes, std::min(kTileRows, live - i * kTileRows)};
   for (int row = is_private ? 0 : thread; row < live; row += is_private ? 1 : num_threads)
     kernels_->pack(x + size_t(row) * stride, w.k, norm, eps, w.dtype, memory + row_bytes * row);
   if (!is_private) pool_.barrier();
   // Whole pairs of blocks, as evenly as they go: gate and up stay together.
   const int pairs = (w.num_blocks + 1) / 2, begin = pairs * thread / num_threads * 2, end = std::min(pairs * (thread + 1) / num_threads * 2, w.num_blocks);
-  kernels_->linear(w, tiles, num_tiles, begin, end, to);
+  kernels_->linear(w, memory, live, begin, end, to);
 }
 
 void CpuBackend::embed(const Rows& rows, const PackedMatrix& table, int d, float* x) {
-  for (int row = 0; row < *rows.live; ++row) kernels_->embed(matrix_of(table), rows.token[row], d, x + size_t(row) * d);
+  auto some = [&](int thread, int num_threads) {
+    for (int row = thread; row < *rows.live; row += num_threads) kernels_->embed(matrix_of(table), rows.token[row], d, x + size_t(row) * d);
+  };
+  *rows.live > 4 ? pool_.run(some) : some(0, 1);
 }
 
 void CpuBackend::norm_qkv_rope_write(const Rows& rows, const float* x, int d, const QkvWeights& weights, const AttentionShape& shape,
                                      const KvLayer& kv, float* qkv) {
   if (*rows.live == 0) return;
+  require(*rows.live <= kMaxRows, "[CpuBackend] a pass has at most ", kMaxRows, " rows, got ", *rows.live);
+  require(shape.head_dim % 2 == 0 && shape.head_dim <= kMaxHeadDim, "[CpuBackend] head_dim must be even and at most ", kMaxHeadDim,
+          ", got ", shape.head_dim);
   const Matrix& w = matrix_of(*weights.qkv);
   const int stride = w.num_blocks * 16, dh = shape.head_dim, half = dh / 2;
   const int k_column = padded(shape.num_heads * dh), v_column = k_column + padded(shape.num_kv_heads * dh);
@@ -202,27 +213,70 @@ void CpuBackend::norm_qkv_rope_write(const Rows& rows, const float* x, int d, co
   });
 }
 
-void CpuBackend::attention(const Rows& rows, const float* qkv, const AttentionShape& shape, const KvLayer& kv, float* out) {
-  if (*rows.live == 0) return;
+template <class Body>
+void AttentionWork::for_each_task(Body body) const {
   const int group = shape.num_heads / shape.num_kv_heads, dh = shape.head_dim, q_size = shape.num_heads * dh;
   const int stride = padded(q_size) + 2 * padded(shape.num_kv_heads * dh);
-  const int step = std::max(1, 32 / group);  // rows that share one sweep of the pages
-  pool_.run([&](int thread, int num_threads) {
-    int task = 0;
-    Segment segment;
-    for (int first = 0; first < *rows.live;) {
-      first = next_segment(rows, first, segment);
-      for (int head = 0; head < shape.num_kv_heads; ++head)
-        for (int row = segment.first; row < segment.first + segment.rows; row += step) {
-          if (task++ % num_threads != thread) continue;
-          const size_t column = size_t(head) * group * dh, plane = head * head_bytes(shape, kv.dtype);
-          kernels_->attention({qkv + size_t(row) * stride + column, out + size_t(row) * q_size + column, stride, q_size,
-                               std::min(step, segment.first + segment.rows - row), group, dh, rows.position + row,
-                               kv.page_table + size_t(rows.slot[row]) * kv.pages_per_slot, static_cast<const char*>(kv.keys) + plane,
-                               static_cast<const char*>(kv.values) + plane, page_bytes(shape, kv.dtype), kv.dtype});
-        }
+  const int most_heads = std::min(group, kTaskQueries), most_rows = kTaskQueries / most_heads;
+  int index = 0;
+  for (int row = 0, count; row < *rows.live; row += count) {
+    for (count = 1; count < most_rows && row + count < *rows.live && rows.slot[row + count] == rows.slot[row];) ++count;
+    for (int head = 0; head < shape.num_heads;) {
+      const int kv_head = head / group, heads = std::min(most_heads, (kv_head + 1) * group - head);
+      const size_t plane = kv_head * head_bytes(shape, kv.dtype), column = size_t(head) * dh;
+      body(AttentionTask{qkv + size_t(row) * stride + column, out + size_t(row) * q_size + column, stride, q_size, count, heads, dh,
+                         rows.position + row, kv.page_table + size_t(rows.slot[row]) * kv.pages_per_slot,
+                         static_cast<const char*>(kv.keys) + plane, static_cast<const char*>(kv.values) + plane,
+                         page_bytes(shape, kv.dtype), kv.dtype},
+           index++);
+      head += heads;
     }
+  }
+}
+
+void CpuBackend::attention(const Rows& rows, const float* qkv, const AttentionShape& shape, const KvLayer& kv, float* out) {
+  if (*rows.live == 0) return;
+  const AttentionWork work{rows, qkv, shape, kv, out};
+  int num_tasks = 0, last_position = 0;
+  work.for_each_task([&](const AttentionTask&, int) { ++num_tasks; });
+  for (int row = 0; row < *rows.live; ++row) last_position = std::max(last_position, rows.position[row]);
+  const bool is_long = last_position >= kGroupPages * kPagePositions;
+  pool_.run([&](int thread, int num_threads) {
+    if (is_long && num_threads > 1 && num_tasks < 2 * num_threads) return attention_by_groups(work, num_tasks, thread, num_threads);
+    work.for_each_task([&](const AttentionTask& task, int index) {
+      if (index % num_threads == thread) kernels_->attention(task);
+    });
   });
+}
+
+// Few tasks with long contexts: threads share out page groups, some groups of every task at a time, and one of them merges
+// each task's states in ascending order. Scratch: 2 num_threads totals, then 8 num_threads states.
+void CpuBackend::attention_by_groups(const AttentionWork& work, int num_tasks, int thread, int num_threads) {
+  const int at_once = 8 * num_threads / num_tasks;
+  const auto num_groups = [](const AttentionTask& task) {
+    return *std::max_element(task.position, task.position + task.rows) / (kGroupPages * kPagePositions) + 1;
+  };
+  const auto totals_of = [&](int task) { return attention_states_.as<AttentionState>() + size_t(task) * kTaskQueries; };
+  const auto states_of = [&](int task, int i) { return totals_of(2 * num_threads + task * at_once + i); };
+  int most_groups = 0;
+  work.for_each_task([&](const AttentionTask& task, int) { most_groups = std::max(most_groups, num_groups(task)); });
+  for (int first = 0; first < most_groups; first += at_once) {
+    int turn = 0;
+    work.for_each_task([&](const AttentionTask& task, int index) {
+      for (int group = first; group < std::min(first + at_once, num_groups(task)); ++group)
+        if (turn++ % num_threads == thread) kernels_->attention_group(task, group, states_of(index, group - first));
+    });
+    pool_.barrier();
+    work.for_each_task([&](const AttentionTask& task, int index) {
+      if (index % num_threads != thread || first >= num_groups(task)) return;
+      AttentionState* totals = totals_of(index);
+      for (int i = 0; first == 0 && i < kTaskQueries; ++i) totals[i].sum = 0;
+      const int end = std::min(first + at_once, num_groups(task));
+      for (int group = first; group < end; ++group) kernels_->attention_merge(task, states_of(index, group - first), totals);
+      if (end == num_groups(task)) kernels_->attention_finish(task, totals);
+    });
+    pool_.barrier();
+  }
 }
 
 void CpuBackend::linear_residual(const Rows& rows, const float* in, int k, const PackedMatrix& packed, const float* bias, float* x, int d) {

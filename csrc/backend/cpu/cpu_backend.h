@@ -31,6 +31,19 @@ class CpuMatrix final : public PackedMatrix {
   Matrix matrix_;
 };
 
+// What attention has to do in one call, cut into tasks of rows and heads that share a sweep over pages.
+struct AttentionWork {
+  const Rows& rows;
+  const float* qkv;
+  const AttentionShape& shape;
+  const KvLayer& kv;
+  float* out;
+
+  // body(task, index) for each in a fixed order.
+  template <class Body>
+  void for_each_task(Body body) const;
+};
+
 class CpuBackend final : public Backend {
  public:
   CpuBackend(int num_threads, const std::string& level);
@@ -73,6 +86,7 @@ class CpuBackend final : public Backend {
   SamplingScratch draft_scratch(int thread) const { return scratch_at(2 * thread + 1); }
   SamplingScratch scratch_at(int index) const;
   void reserve_rows(int k, DType dtype);
+  void attention_by_groups(const AttentionWork& work, int num_tasks, int thread, int num_threads);
 
   ThreadPool pool_;
   Level level_;
@@ -81,6 +95,7 @@ class CpuBackend final : public Backend {
   // Scratch, grown only while models are built: packed inputs, and what a row of logits needs while it is sampled.
   size_t row_bytes_ = 0;                 // of the widest input
   Buffer shared_rows_, private_rows_;    // [kMaxRows] packed rows; [num_threads, kPrivateRows]
+  Buffer attention_states_;              // [10 num_threads, kTaskQueries]
   int vocab_size_ = 0;
   Buffer logits_scratch_, counts_scratch_, histogram_scratch_;  // two per thread
 };

@@ -1,21 +1,26 @@
 #include "backend/cpu/thread_pool.h"
 
 #include <immintrin.h>
+#include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 
 #include <algorithm>
 #include <fstream>
-#include <string>
+#include <system_error>
 
 #include "backend/cpu/float_mode.h"
+#include "core/error.h"
 
 namespace paceline::cpu {
 namespace {
 
-// About 20 microseconds of pauses: longer than the gaps between the operations of a pass, far shorter than a time slice.
+// 20 to 100 microseconds of pauses: longer than the gaps between the operations of a pass, far shorter than a time slice.
 constexpr int kSpins = 2000;
 
 // Spin until `value` is no longer `old`, then sleep. Returns the new value.
+// Whoever changes a value that is slept on does so by a read-modify-write: notify looks for sleepers right afterwards, and a plain
+// store could still wait in its store buffer then, so that a thread would fall asleep on the old value for good.
 uint32_t wait_while(const std::atomic<uint32_t>& value, uint32_t old) {
   for (int i = 0; i < kSpins; ++i) {
     const uint32_t now = value.load(std::memory_order_acquire);
@@ -26,35 +31,60 @@ uint32_t wait_while(const std::atomic<uint32_t>& value, uint32_t old) {
   return value.load(std::memory_order_acquire);
 }
 
-// Cores a cgroup grants, rounded up; 0 = no quota.
+// Cores a cgroup grants, rounded up; 0 = no quota ("max").
 int cgroup_quota() {
   std::ifstream file("/sys/fs/cgroup/cpu.max");
-  std::string quota;
-  double period = 0;
-  if (!(file >> quota >> period) || quota == "max" || period <= 0) return 0;
-  return int((std::stod(quota) + period - 1) / period);
+  double quota = 0, period = 0;
+  if (!(file >> quota >> period) || period <= 0) return 0;
+  return int((quota + period - 1) / period);
 }
+
+// Threads made in this scope take no signals: those belong to the program we live in.
+class NoSignals {
+ public:
+  NoSignals() {
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &callers_);
+  }
+  ~NoSignals() { pthread_sigmask(SIG_SETMASK, &callers_, nullptr); }
+
+ private:
+  sigset_t callers_;
+};
 
 }  // namespace
 
 int ThreadPool::usable_threads() {
   cpu_set_t set;
-  int count = 1;
+  int count = int(std::thread::hardware_concurrency());  // a machine of more than 1024 cores does not fit the set
   if (sched_getaffinity(0, sizeof set, &set) == 0) count = CPU_COUNT(&set);
   const int quota = cgroup_quota();
   return std::max(1, quota ? std::min(count, quota) : count);
 }
 
+// Workers are not pinned: nobody can pin the caller, and a worker bound to the core the caller happens to be on cannot move away.
 ThreadPool::ThreadPool(int num_threads) {
   const int count = num_threads > 0 ? num_threads : usable_threads();
-  for (int thread = 1; thread < count; ++thread) workers_.emplace_back([this, thread] { work(thread); });
+  const NoSignals quiet;
+  try {
+    for (int thread = 1; thread < count; ++thread) workers_.emplace_back([this, thread] { work(thread); });
+  } catch (const std::system_error& error) {
+    const size_t made = workers_.size();
+    stop();
+    throw CapacityError(message("[Engine] num_threads: the system gave ", made + 1, " of ", count, " threads: ", error.what()));
+  }
+  num_threads_ = count;
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { stop(); }
+
+void ThreadPool::stop() {
   stopping_.store(true);
-  started_.fetch_add(1, std::memory_order_release);
+  started_.fetch_add(1);
   started_.notify_all();
   for (std::thread& worker : workers_) worker.join();
+  workers_.clear();
 }
 
 void ThreadPool::run_all(Call call, void* context) {
@@ -64,7 +94,7 @@ void ThreadPool::run_all(Call call, void* context) {
     call_ = call;
     context_ = context;
     finished_.store(0, std::memory_order_relaxed);
-    started_.fetch_add(1, std::memory_order_release);
+    started_.fetch_add(1);
     started_.notify_all();
   }
   call(context, 0, int(others) + 1);
@@ -77,7 +107,7 @@ void ThreadPool::work(int thread) {
     seen = wait_while(started_, seen);
     if (stopping_.load()) return;
     call_(context_, thread, num_threads());
-    if (finished_.fetch_add(1, std::memory_order_release) + 1 == uint32_t(workers_.size())) finished_.notify_one();
+    if (int(finished_.fetch_add(1)) + 2 == num_threads_) finished_.notify_one();
   }
 }
 
@@ -85,7 +115,7 @@ void ThreadPool::barrier() {
   const uint32_t all = uint32_t(num_threads()), round = passed_.load(std::memory_order_acquire);
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == all) {
     arrived_.store(0, std::memory_order_relaxed);
-    passed_.store(round + 1, std::memory_order_release);
+    passed_.fetch_add(1);
     passed_.notify_all();
     return;
   }

@@ -20,7 +20,7 @@ class ThreadPool {
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
-  int num_threads() const { return int(workers_.size()) + 1; }
+  int num_threads() const { return num_threads_; }
 
   // body(thread, num_threads) on every thread, in the engine's floating-point mode; returns when all are done. body must not throw.
   template <class Body>
@@ -38,7 +38,9 @@ class ThreadPool {
   using Call = void (*)(void* context, int thread, int num_threads);
   void run_all(Call call, void* context);
   void work(int thread);
+  void stop();
 
+  int num_threads_ = 1;
   std::vector<std::thread> workers_;
   Call call_ = nullptr;
   void* context_ = nullptr;

@@ -2,9 +2,9 @@
 // calls them; each level has its own table, chosen once at run time.
 //
 // Weights   [N/16][K][16] fp32, or [N/16][K/2][16][2] bf16 pairs, K padded to even, both padded with zeros to 16 outputs.
-// Inputs    a tile of at most kTileRows rows, each packed for the matrix: fp32 values, or values rounded to bf16 (stored as
-//           bf16 where the level multiplies it, else as fp32). Rows lie an odd number of cache lines apart: with a power of
-//           two between them eight rows fall into the same sets of the first-level cache (2.2 times slower, measured).
+// Inputs    rows packed for the matrix: fp32 values, or values rounded to bf16 (stored as bf16 where the level multiplies it,
+//           else as fp32). Rows lie an odd number of cache lines apart: with a power of two between them eight rows fall into
+//           the same sets of the first-level cache (2.2 times slower, measured).
 // KV page   of one KV head: keys transposed, [Dh][64] fp32 or [Dh/2][64][2] bf16; values [64][Dh]. Sixteen positions are one
 //           vector, so scores need no horizontal sums.
 #pragma once
@@ -16,20 +16,12 @@
 
 namespace paceline::cpu {
 
-constexpr int kTileRows = 8;  // 8 rows x 2 blocks of 16 outputs fill half the registers; more rows are more tiles
-
 struct Matrix {
   const void* data;
   int num_blocks, k;  // outputs / 16, inputs
   DType dtype;
   int steps() const { return dtype == DType::bf16 ? (k + 1) / 2 : k; }
   size_t block_bytes() const { return size_t(steps()) * 64; }
-};
-
-struct Tile {
-  const char* packed;
-  size_t row_bytes;
-  int rows;
 };
 
 // What happens to the sixteen sums of (row, block) when K is done.
@@ -40,17 +32,27 @@ struct Epilogue {
   const float* bias;  // [padded columns] or nullptr; not for gate
 };
 
-// Query rows of one sequence against its pages, for one KV head.
+constexpr int kMaxHeadDim = 256;
+constexpr int kGroupPages = 8;     // pages per inner node of the attention tree
+constexpr int kTaskQueries = 32;   // queries that share one sweep over pages
+
+// Query rows of one sequence against its pages, for heads that share one KV head: rows * heads <= kTaskQueries.
 struct AttentionTask {
-  const float* q;          // first row's queries of this KV head: [rows][stride], group heads of Dh each
+  const float* q;          // first row's first head: [rows][stride], heads of Dh each
   float* out;              // likewise
   int stride, out_stride;  // floats between rows
-  int rows, group, head_dim;
+  int rows, heads, head_dim;
   const int32_t* position; // [rows]
   const int32_t* pages;    // the slot's page table
   const char *keys, *values;  // layer planes, offset to this KV head
   size_t page_bytes;       // from page to page, of keys and of values
   DType dtype;
+};
+
+// Softmax over some positions: maximum score, sum of e^(score - maximum), and the values weighted by the same. sum == 0: empty.
+struct AttentionState {
+  float maximum, sum;
+  float out[kMaxHeadDim];
 };
 
 struct Kernels {
@@ -59,13 +61,18 @@ struct Kernels {
   size_t (*packed_row_bytes)(int k, DType dtype);
   // Pack one row x [k] for a matrix; norm != nullptr: RMSNorm(x) * norm first.
   void (*pack)(const float* x, int k, const float* norm, float eps, DType dtype, char* packed);
-  // Blocks [begin, end) of the product with each tile; row t of tile i is row i kTileRows + t of the output.
-  void (*linear)(const Matrix& w, const Tile* tiles, int num_tiles, int begin, int end, const Epilogue& to);
+  // Blocks [begin, end) of the product with all rows, packed one after the other. For gate, begin and end are even.
+  void (*linear)(const Matrix& w, const char* packed, int rows, int begin, int end, const Epilogue& to);
   void (*embed)(const Matrix& table, int token, int d, float* out);
   // RMSNorm over a head when norm != nullptr, then rotate pairs (i, i + Dh/2). In place.
   void (*norm_rope)(float* head, int head_dim, const float* norm, float eps, const float* cosines, const float* sines);
   void (*write_kv)(const float* k, const float* v, int head_dim, int offset, DType dtype, char* keys, char* values);
+  // The whole of a task; or, where there are fewer tasks than threads, its page groups one by one into states [rows * heads],
+  // merged in ascending order into totals (which start empty), and finished. The same bits either way.
   void (*attention)(const AttentionTask& task);
+  void (*attention_group)(const AttentionTask& task, int group, AttentionState* states);
+  void (*attention_merge)(const AttentionTask& task, const AttentionState* states, AttentionState* totals);
+  void (*attention_finish)(const AttentionTask& task, const AttentionState* totals);
 };
 
 namespace avx2 { const Kernels& kernels(); }
@@ -79,10 +86,13 @@ namespace avx512_bf16 { const Kernels& kernels(); }
 namespace paceline::cpu::PACELINE_ISA {
 size_t packed_row_bytes(int k, DType dtype);
 void pack(const float* x, int k, const float* norm, float eps, DType dtype, char* packed);
-void linear(const Matrix& w, const Tile* tiles, int num_tiles, int begin, int end, const Epilogue& to);
+void linear(const Matrix& w, const char* packed, int rows, int begin, int end, const Epilogue& to);
 void embed(const Matrix& table, int token, int d, float* out);
 void norm_rope(float* head, int head_dim, const float* norm, float eps, const float* cosines, const float* sines);
 void write_kv(const float* k, const float* v, int head_dim, int offset, DType dtype, char* keys, char* values);
 void attention(const AttentionTask& task);
+void attention_group(const AttentionTask& task, int group, AttentionState* states);
+void attention_merge(const AttentionTask& task, const AttentionState* states, AttentionState* totals);
+void attention_finish(const AttentionTask& task, const AttentionState* totals);
 }  // namespace paceline::cpu::PACELINE_ISA
 #endif

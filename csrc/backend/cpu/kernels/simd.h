@@ -17,6 +17,8 @@ struct F32 {
   __m256 low, high;
 };
 
+static inline __m256 low_half(F32 a) { return a.low; }
+static inline __m256 high_half(F32 a) { return a.high; }
 static inline F32 splat(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
 static inline F32 load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
 static inline void store(float* p, F32 a) { _mm256_storeu_ps(p, a.low), _mm256_storeu_ps(p + 8, a.high); }
@@ -54,12 +56,10 @@ static inline __m256 odd(__m256i pairs) { return _mm256_castsi256_ps(_mm256_and_
 static inline __m256i pairs_at(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 static inline F32 load_even(const uint32_t* p) { return {even(pairs_at(p)), even(pairs_at(p + 8))}; }
 static inline F32 load_odd(const uint32_t* p) { return {odd(pairs_at(p)), odd(pairs_at(p + 8))}; }
-static inline F32 load_bf16(const uint16_t* p) {
-  const auto widen = [](const uint16_t* q) {
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(q))), 16));
-  };
-  return {widen(p), widen(p + 8)};
+static inline __m256 widened(const uint16_t* p) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16));
 }
+static inline F32 load_bf16(const uint16_t* p) { return {widened(p), widened(p + 8)}; }
 
 #else
 
@@ -67,6 +67,8 @@ struct F32 {
   __m512 v;
 };
 
+static inline __m256 low_half(F32 a) { return _mm512_castps512_ps256(a.v); }
+static inline __m256 high_half(F32 a) { return _mm512_extractf32x8_ps(a.v, 1); }
 static inline F32 splat(float x) { return {_mm512_set1_ps(x)}; }
 static inline F32 load(const float* p) { return {_mm512_loadu_ps(p)}; }
 static inline void store(float* p, F32 a) { _mm512_storeu_ps(p, a.v); }
@@ -96,20 +98,20 @@ static inline F32 load_bf16(const uint16_t* p) {
 
 #endif
 
-// Sum and maximum of the lanes in one fixed tree: halves are added until one lane is left.
+static inline float first_of(F32 a) { return _mm_cvtss_f32(_mm256_castps256_ps128(low_half(a))); }
+
+// Sum and maximum of the lanes in one fixed tree: halves are combined until one lane is left, lane i with lane i + half.
 static inline float sum_of(F32 a) {
-  float lane[kLanes];
-  store(lane, a);
-  for (int half = kLanes / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) lane[i] = lane[i] + lane[i + half];
-  return lane[0];
+  const __m256 eight = _mm256_add_ps(low_half(a), high_half(a));
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 static inline float max_of(F32 a) {
-  float lane[kLanes];
-  store(lane, a);
-  for (int half = kLanes / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) lane[i] = lane[i] > lane[i + half] ? lane[i] : lane[i + half];
-  return lane[0];
+  const __m256 eight = _mm256_max_ps(low_half(a), high_half(a));
+  const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
 
 // e^x to about 1e-7 relative for x in [-87, 88], clamped there: what fp32 can hold without subnormals or infinity.

@@ -7,7 +7,8 @@
 namespace paceline::cpu::PACELINE_ISA {
 
 const Kernels& kernels() {
-  static constexpr Kernels table{PACELINE_TEXT(PACELINE_ISA), packed_row_bytes, pack, linear, embed, norm_rope, write_kv, attention};
+  static constexpr Kernels table{PACELINE_TEXT(PACELINE_ISA), packed_row_bytes, pack, linear, embed, norm_rope, write_kv,
+                                 attention, attention_group, attention_merge, attention_finish};
   return table;
 }
 
