@@ -125,7 +125,10 @@ struct Pages {
   KvLayer layer() const { return {keys.as<void>(), values.as<void>(), table.data(), per_slot, dtype}; }
 
   void write(int slot, int position, int head, const float* k, const float* v) {
-    for (int i = 0; i < head_dim; ++i) put(keys, key_at(slot, position, head, i), k[i]), put(values, value_at(slot, position, head, i), v[i]);
+    for (int i = 0; i < head_dim; ++i) {
+      put(keys, key_at(slot, position, head, i), k[i]);
+      put(values, value_at(slot, position, head, i), v[i]);
+    }
   }
   double key(int slot, int position, int head, int i) const { return get(keys, key_at(slot, position, head, i)); }
   double value(int slot, int position, int head, int i) const { return get(values, value_at(slot, position, head, i)); }
@@ -138,12 +141,16 @@ struct Pages {
     const size_t offset = position % 64;
     return plane(slot, position, head) + (dtype == DType::fp32 ? size_t(i) * 64 + offset : (size_t(i / 2) * 64 + offset) * 2 + i % 2);
   }
-  size_t value_at(int slot, int position, int head, int i) const { return plane(slot, position, head) + size_t(position % 64) * head_dim + i; }
+  size_t value_at(int slot, int position, int head, int i) const {
+    return plane(slot, position, head) + size_t(position % 64) * head_dim + i;
+  }
   void put(const Buffer& to, size_t at, float value) {
     if (dtype == DType::fp32) to.as<float>()[at] = value;
     else to.as<bf16>()[at] = to_bf16(value);
   }
-  double get(const Buffer& from, size_t at) const { return dtype == DType::fp32 ? from.as<float>()[at] : from_bf16(from.as<bf16>()[at]); }
+  double get(const Buffer& from, size_t at) const {
+    return dtype == DType::fp32 ? from.as<float>()[at] : from_bf16(from.as<bf16>()[at]);
+  }
 };
 
 inline int padded(int columns) { return (columns + 15) / 16 * 16; }

@@ -95,15 +95,16 @@ class Layer {
     }
     buffer.fill(slot, position, token);
     const Rows rows = buffer.rows();
-    std::vector<float> x(size_t(count) * s_.d), qkv(size_t(count) * qkv_columns_), attended(size_t(count) * q_size), gated(size_t(count) * s_.f);
-    std::vector<float> logits(size_t(count) * s_.v);
+    std::vector<float> x(size_t(count) * s_.d), qkv(size_t(count) * qkv_columns_), attended(size_t(count) * q_size);
+    std::vector<float> gated(size_t(count) * s_.f), logits(size_t(count) * s_.v);
     const AttentionShape shape{s_.heads, s_.kv_heads, s_.head_dim, rope_.cosines.data(), rope_.sines.data()};
     const KvLayer kv = pages_.layer();
     const unsigned callers = _mm_getcsr();
     if (world_.float_mode) _mm_setcsr(world_.float_mode);
     backend_.embed(rows, *table_, s_.d, x.data());
     if (broken) std::fill(x.begin() + size_t(std::min(kept, count)) * s_.d, x.end(), NAN);
-    backend_.norm_qkv_rope_write(rows, x.data(), s_.d, {qkv_.get(), norm_.data(), bias_.data(), norm_.data(), norm_.data(), 1e-6f}, shape, kv, qkv.data());
+    const QkvWeights weights{qkv_.get(), norm_.data(), bias_.data(), norm_.data(), norm_.data(), 1e-6f};
+    backend_.norm_qkv_rope_write(rows, x.data(), s_.d, weights, shape, kv, qkv.data());
     backend_.attention(rows, qkv.data(), shape, kv, attended.data());
     backend_.linear_residual(rows, attended.data(), q_size, *output_, bias_.data(), x.data(), s_.d);
     backend_.norm_gate_up(rows, x.data(), s_.d, norm_.data(), 1e-6f, *gate_up_, s_.f, gated.data());
@@ -111,7 +112,8 @@ class Layer {
     backend_.norm_head(rows, x.data(), s_.d, norm_.data(), 1e-6f, *table_, s_.v, logits.data());
     _mm_setcsr(callers);
     for (int r = 0; r < std::min(count, kept); ++r)
-      result[pass[r]] = {{logits.begin() + size_t(r) * s_.v, logits.begin() + size_t(r + 1) * s_.v}, backend_.hash_kv(kv, shape, slot[r], position[r])};
+      result[pass[r]] = {{logits.begin() + size_t(r) * s_.v, logits.begin() + size_t(r + 1) * s_.v},
+                         backend_.hash_kv(kv, shape, slot[r], position[r])};
   }
 
  private:

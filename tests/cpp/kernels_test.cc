@@ -52,7 +52,8 @@ std::vector<Near> exact(const float* x, int n) {
 
 void check_row(const float* got, const std::vector<Near>& want, const std::string& where) {
   for (size_t i = 0; i < want.size(); ++i)
-    CHECK(reference::agrees(got[i], want[i]), where, ", column ", i, ": got ", got[i], ", expected ", want[i].value, " +- ", want[i].error);
+    CHECK(reference::agrees(got[i], want[i]), where, ", column ", i, ": got ", got[i], ", expected ", want[i].value, " +- ",
+          want[i].error);
 }
 
 // [rows, columns] that hold kUntouched, with a guard row behind.
@@ -112,8 +113,8 @@ TEST(matrices_hold_what_their_dtype_says) {
           backend.embed(rows.rows(), *matrix, d, out.data());
           for (int r = 0; r < n; ++r)
             for (int i = 0; i < d; ++i)
-              CHECK(out.row(r)[i] == want[token[r] * d + i], level, " ", name_of(source), " to ", name_of(dtype), ": got ", out.row(r)[i], ", expected ",
-                    want[token[r] * d + i]);
+              CHECK(out.row(r)[i] == want[token[r] * d + i], level, " ", name_of(source), " to ", name_of(dtype), ": got ",
+                    out.row(r)[i], ", expected ", want[token[r] * d + i]);
           out.check_guard(level);
         }
 }
@@ -179,15 +180,15 @@ TEST(norm_qkv_rope_write) {
         const auto matrix = packed_in_line(backend, dtype, {&q, &k, &v});
         const int k_column = padded(q.n), v_column = k_column + padded(k.n), columns = v_column + padded(v.n);
         const std::vector<float> x = random_values(size_t(rows_count) * d, 4), norm = random_values(d, 5, 0.3f, 1);
-        const std::vector<float> bias = random_values(columns, 6), q_norm = random_values(dh, 7, 0.3f, 1), k_norm = random_values(dh, 8, 0.3f, 1);
+        const std::vector<float> bias = random_values(columns, 6);
+        const std::vector<float> q_norm = random_values(dh, 7, 0.3f, 1), k_norm = random_values(dh, 8, 0.3f, 1);
         const RopeTables rope(70, dh);
         const AttentionShape shape{a.heads, a.kv_heads, dh, rope.cosines.data(), rope.sines.data()};
         Pages pages(backend, 2, 128, a.kv_heads, dh, dtype, 9);
         const RowsBuffer rows = rows_of(backend, rows_count, first);
         Output qkv(rows_count, columns);
-        backend.norm_qkv_rope_write(rows.rows(), x.data(), d,
-                                    {matrix.get(), norm.data(), bias.data(), qk_norm ? q_norm.data() : nullptr, qk_norm ? k_norm.data() : nullptr, kEps}, shape,
-                                    pages.layer(), qkv.data());
+        const QkvWeights weights{matrix.get(), norm.data(), bias.data(), qk_norm ? q_norm.data() : nullptr, qk_norm ? k_norm.data() : nullptr, kEps};
+        backend.norm_qkv_rope_write(rows.rows(), x.data(), d, weights, shape, pages.layer(), qkv.data());
         for (int r = 0; r < rows_count; ++r) {
           const int position = first + r;
           const float *cosines = &rope.cosines[size_t(position) * (dh / 2)], *sines = &rope.sines[size_t(position) * (dh / 2)];
@@ -204,14 +205,16 @@ TEST(norm_qkv_rope_write) {
             return heads;
           };
           const auto queries = heads_of(q, 0, qk_norm ? q_norm.data() : nullptr, true);
-          for (int head = 0; head < a.heads; ++head) check_row(qkv.row(r) + head * dh, queries[head], message(where, ", q row ", r, ", head ", head));
+          for (int head = 0; head < a.heads; ++head)
+            check_row(qkv.row(r) + head * dh, queries[head], message(where, ", q row ", r, ", head ", head));
           auto keys = heads_of(k, k_column, qk_norm ? k_norm.data() : nullptr, true), values = heads_of(v, v_column, nullptr, false);
           for (int head = 0; head < a.kv_heads; ++head)
             for (int i = 0; i < dh; ++i) {
               const Near key = entering({keys[head][i]}, dtype)[0], value = entering({values[head][i]}, dtype)[0];
               CHECK(reference::agrees(pages.key(0, position, head, i), key), where, ", key ", i, " of row ", r);
               CHECK(reference::agrees(pages.value(0, position, head, i), value), where, ", value ", i, " of row ", r);
-              for (int beside : {first - 1, first + rows_count}) CHECK(pages.key(0, beside, head, i) == 0 && pages.value(0, beside, head, i) == 0, where);
+              for (int beside : {first - 1, first + rows_count})
+                CHECK(pages.key(0, beside, head, i) == 0 && pages.value(0, beside, head, i) == 0, where);
               CHECK(pages.key(1, position, head, i) == 0 && pages.value(1, position, head, i) == 0, where, ": wrote into another slot");
             }
         }
@@ -271,7 +274,8 @@ TEST(a_pass_without_rows_writes_nothing) {
     const AttentionShape shape{1, 1, 16, ones.data(), ones.data()};
     Output out(4, 48);
     backend.embed(rows.rows(), *matrix, 16, out.data());
-    backend.norm_qkv_rope_write(rows.rows(), ones.data(), 16, {matrix.get(), ones.data(), nullptr, nullptr, nullptr, kEps}, shape, pages.layer(), out.data());
+    const QkvWeights weights{matrix.get(), ones.data(), nullptr, nullptr, nullptr, kEps};
+    backend.norm_qkv_rope_write(rows.rows(), ones.data(), 16, weights, shape, pages.layer(), out.data());
     backend.attention(rows.rows(), ones.data(), shape, pages.layer(), out.data());
     backend.linear_residual(rows.rows(), ones.data(), 16, *matrix, nullptr, out.data(), 48);
     backend.norm_gate_up(rows.rows(), ones.data(), 16, ones.data(), kEps, *matrix, 24, out.data());

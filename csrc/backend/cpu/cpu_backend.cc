@@ -11,6 +11,7 @@
 namespace paceline::cpu {
 namespace {
 
+static_assert(kGroupPages == kPageGroup && kPagePositions == 64, "the kernels' pages are the backend's");
 constexpr int kPrivateRows = 16;  // up to here each thread packs all rows for itself: cheaper than a barrier
 
 size_t head_bytes(const AttentionShape& shape, DType dtype) { return size_t(kPagePositions) * shape.head_dim * size_of(dtype); }
@@ -171,13 +172,15 @@ void CpuBackend::product(const Rows& rows, const float* x, int stride, const flo
     kernels_->pack(x + size_t(row) * stride, w.k, norm, eps, w.dtype, memory + row_bytes * row);
   if (!is_private) pool_.barrier();
   // Whole pairs of blocks, as evenly as they go: gate and up stay together.
-  const int pairs = (w.num_blocks + 1) / 2, begin = pairs * thread / num_threads * 2, end = std::min(pairs * (thread + 1) / num_threads * 2, w.num_blocks);
+  const int pairs = (w.num_blocks + 1) / 2, begin = pairs * thread / num_threads * 2;
+  const int end = std::min(pairs * (thread + 1) / num_threads * 2, w.num_blocks);
   kernels_->linear(w, memory, live, begin, end, to);
 }
 
 void CpuBackend::embed(const Rows& rows, const PackedMatrix& table, int d, float* x) {
   auto some = [&](int thread, int num_threads) {
-    for (int row = thread; row < *rows.live; row += num_threads) kernels_->embed(matrix_of(table), rows.token[row], d, x + size_t(row) * d);
+    for (int row = thread; row < *rows.live; row += num_threads)
+      kernels_->embed(matrix_of(table), rows.token[row], d, x + size_t(row) * d);
   };
   *rows.live > 4 ? pool_.run(some) : some(0, 1);
 }
@@ -307,7 +310,10 @@ void CpuBackend::norm_head(const Rows& rows, const float* x, int d, const float*
 void CpuBackend::copy_pages(const KvLayer& kv, const AttentionShape& shape, const int32_t* from, const int32_t* to, int count) {
   const size_t bytes = page_bytes(shape, kv.dtype);
   for (int i = 0; i < count; ++i)
-    for (void* plane : {kv.keys, kv.values}) std::memcpy(static_cast<char*>(plane) + to[i] * bytes, static_cast<char*>(plane) + from[i] * bytes, bytes);
+    for (void* plane : {kv.keys, kv.values}) {
+      char* pages = static_cast<char*>(plane);
+      std::memcpy(pages + to[i] * bytes, pages + from[i] * bytes, bytes);
+    }
 }
 
 uint64_t CpuBackend::hash_kv(const KvLayer& kv, const AttentionShape& shape, int slot, int position) {

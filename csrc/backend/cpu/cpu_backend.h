@@ -22,7 +22,8 @@ Level level_of(const std::string& name);
 
 class CpuMatrix final : public PackedMatrix {
  public:
-  CpuMatrix(Buffer memory, int num_blocks, int k, DType dtype) : memory_(std::move(memory)), matrix_{memory_.as<void>(), num_blocks, k, dtype} {}
+  CpuMatrix(Buffer memory, int num_blocks, int k, DType dtype)
+      : memory_(std::move(memory)), matrix_{memory_.as<void>(), num_blocks, k, dtype} {}
   size_t bytes() const override { return memory_.bytes(); }
   const Matrix& matrix() const { return matrix_; }
 

@@ -67,7 +67,9 @@ struct Fp32 {
     }
   }
   static F32 values(const char* at, size_t index) { return load(reinterpret_cast<const float*>(at) + index); }
-  static F32 first_values(const char* at, size_t index, int count) { return load_first(reinterpret_cast<const float*>(at) + index, count); }
+  static F32 first_values(const char* at, size_t index, int count) {
+    return load_first(reinterpret_cast<const float*>(at) + index, count);
+  }
 };
 
 struct Bf16 {
@@ -85,7 +87,10 @@ struct Bf16 {
 #else
     for (int v = 0; v < V; ++v) {
       const F32 low = load_even(k + v * kLanes), high = load_odd(k + v * kLanes);
-      for (int i = 0; i < Q; ++i) sum[i][v] = fma(high, splat(query[i].q[2 * step + 1]), fma(low, splat(query[i].q[2 * step]), sum[i][v]));
+      for (int i = 0; i < Q; ++i) {
+        const float* q = query[i].q + 2 * step;
+        sum[i][v] = fma(high, splat(q[1]), fma(low, splat(q[0]), sum[i][v]));
+      }
     }
 #endif
   }
@@ -136,8 +141,8 @@ void soften(float* scores, int visible, float scale, State& page) {
 // out = sum over visible positions of weight x value, position after position, for V vectors of the head from d; V = 1 may be
 // the last, narrower one. Positions below `common` are visible to every query.
 template <class Kv, int Q, int V>
-void weigh_columns(const int* visible, int common, int longest, const float (*weights)[kPage], const char* values, const char* next_values,
-                   int head_dim, int d, State* pages) {
+void weigh_columns(const int* visible, int common, int longest, const float (*weights)[kPage], const char* values,
+                   const char* next_values, int head_dim, int d, State* pages) {
   const int width = head_dim - d, bytes = Kv::kBytes * (V > 1 || width >= kLanes ? V * kLanes : width);
   const auto value_at = [&](int position, int v) {
     const size_t index = size_t(position) * head_dim + d + v * kLanes;
@@ -206,7 +211,8 @@ void visit(const AttentionTask& task, const Query* query, int page, int next_pag
   int d = 0;
   for (; task.head_dim - d >= kVectors * kLanes; d += kVectors * kLanes)
     weigh_columns<Kv, Q, kVectors>(visible, common, longest, scores, values, next_values, task.head_dim, d, pages);
-  for (; d < task.head_dim; d += kLanes) weigh_columns<Kv, Q, 1>(visible, common, longest, scores, values, next_values, task.head_dim, d, pages);
+  for (; d < task.head_dim; d += kLanes)
+    weigh_columns<Kv, Q, 1>(visible, common, longest, scores, values, next_values, task.head_dim, d, pages);
   for (int i = 0; i < Q; ++i) merge(groups[i], pages[i], task.head_dim);
 }
 
@@ -234,7 +240,9 @@ void group_states(const AttentionTask& task, const Queries& queries, int group, 
 
 }  // namespace
 
-void attention_group(const AttentionTask& task, int group, AttentionState* states) { group_states(task, Queries(task), group, states); }
+void attention_group(const AttentionTask& task, int group, AttentionState* states) {
+  group_states(task, Queries(task), group, states);
+}
 
 void attention_merge(const AttentionTask& task, const AttentionState* states, AttentionState* totals) {
   for (int i = 0; i < task.rows * task.heads; ++i) merge(totals[i], states[i], task.head_dim);

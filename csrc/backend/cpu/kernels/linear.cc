@@ -11,15 +11,8 @@
 namespace paceline::cpu::PACELINE_ISA {
 namespace {
 
-constexpr int kPrefetchBytes = 6144;       // ahead, shared by the streams of the blocks in flight; 6 to 8 KB measured best
+constexpr int kPrefetchBytes = 6144;  // ahead, shared by the streams of the blocks in flight; 6 to 8 KB measured best
 constexpr size_t kChunkBytes = 256 << 10;  // weights that several tiles share: this and the next chunk fit the second-level cache
-
-// Rows that share one load of each weight.
-#if defined(PACELINE_ISA_avx2)
-constexpr int kTileRows = 2;
-#else
-constexpr int kTileRows = 8;
-#endif
 
 struct Tile {
   const char* packed;
@@ -31,9 +24,17 @@ struct Tile {
   int turn, turns;
 };
 
-// Step k of K for R blocks and M rows. w: the step's 64 bytes of each block; x: the rows.
+// How weights of a type meet rows: at most kRows rows share one load of a weight, with blocks(rows) blocks in flight. From
+// memory four streams are 12 % faster than eight; sums and weights must leave two of the 32 registers free. AVX2 has sixteen
+// of half the width. step: step k of K for R blocks and M rows. w: the step's 64 bytes of each block; x: the rows.
 struct Fp32 {
-  static constexpr int kRegisters = 1;  // that a block's weights take in a step
+#if defined(PACELINE_ISA_avx2)
+  static constexpr int kRows = 2;
+  static constexpr int blocks(int rows) { return rows == 1 ? 4 : 2; }
+#else
+  static constexpr int kRows = 8;
+  static constexpr int blocks(int rows) { return rows <= 6 ? 4 : 2; }
+#endif
   using Value = float;
   template <int M, int R>
   static void step(const char* const (&w)[R], const Value* const (&x)[M], int k, F32 (&sum)[R][M]) {
@@ -48,7 +49,8 @@ struct Fp32 {
 
 #if defined(PACELINE_ISA_avx512_bf16)
 struct Bf16 {
-  static constexpr int kRegisters = 1;
+  static constexpr int kRows = 8;
+  static constexpr int blocks(int rows) { return rows <= 6 ? 4 : 2; }
   using Value = uint32_t;  // a pair
   template <int M, int R>
   static void step(const char* const (&w)[R], const Value* const (&x)[M], int k, F32 (&sum)[R][M]) {
@@ -62,7 +64,13 @@ struct Bf16 {
 };
 #else
 struct Bf16 {
-  static constexpr int kRegisters = 2;
+#if defined(PACELINE_ISA_avx2)
+  static constexpr int kRows = 4;
+  static constexpr int blocks(int rows) { return rows <= 2 ? 2 : 1; }
+#else
+  static constexpr int kRows = 8;
+  static constexpr int blocks(int rows) { return rows <= 5 ? 4 : 2; }
+#endif
   using Value = float;  // rounded to bf16
   template <int M, int R>
   static void step(const char* const (&w)[R], const Value* const (&x)[M], int k, F32 (&sum)[R][M]) {
@@ -92,10 +100,9 @@ void finish(const Epilogue& to, int block, int row, F32 sum, F32 next_block) {
   store_first(out, count, sum);
 }
 
-// R blocks from `block` against the M rows of the tile.
+// The sums of R blocks from `block` on with the M rows of the tile.
 template <class Format, int M, int R>
-void product(const Matrix& w, const Tile& tile, int block, const Epilogue& to) {
-  F32 sum[R][M];
+void accumulate(const Matrix& w, const Tile& tile, int block, F32 (&sum)[R][M]) {
   const char *stream[R], *next[R];
   const typename Format::Value* x[M];
   const int steps = w.steps(), share = (steps + tile.turns - 1) / tile.turns;
@@ -119,49 +126,52 @@ void product(const Matrix& w, const Tile& tile, int block, const Epilogue& to) {
       next[r] += 64;
     }
   }
-  for (int r = 0; r < R; r += to.kind == Epilogue::gate ? 2 : 1)
-    for (int m = 0; m < M; ++m) finish(to, block + r, tile.first_row + m, sum[r][m], sum[r + 1 < R ? r + 1 : r][m]);
 }
 
 // All blocks of [begin, end) for M rows: R at a time, then fewer. Gate and up come in pairs, so their ranges are even.
 template <class Format, int M, int R>
 void sweep(const Matrix& w, const Tile& tile, int begin, int end, const Epilogue& to) {
-  for (; begin + R <= end; begin += R) product<Format, M, R>(w, tile, begin, to);
+  const bool paired = to.kind == Epilogue::gate;
+  for (; begin + R <= end; begin += R) {
+    F32 sum[R][M], up[1][M];
+    accumulate<Format, M, R>(w, tile, begin, sum);
+    if (R == 1 && paired) accumulate<Format, M, 1>(w, tile, begin + 1, up);
+    for (int r = 0; r < R; r += paired ? 2 : 1)
+      for (int m = 0; m < M; ++m) finish(to, begin + r, tile.first_row + m, sum[r][m], r + 1 < R ? sum[r + 1][m] : up[0][m]);
+    if (R == 1 && paired) ++begin;
+  }
   if constexpr (R > 1)
     if (begin < end) sweep<Format, M, R / 2>(w, tile, begin, end, to);
 }
 
-// Four blocks in flight while sums and weights leave two of the 32 registers free (eight streams were 12 % slower from
-// memory); AVX2 has 16 registers of half the width.
-template <class Format, int M>
-void rows_of(const Matrix& w, const Tile& tile, int begin, int end, const Epilogue& to) {
-#if defined(PACELINE_ISA_avx2)
-  constexpr int kBlocks = M == 1 ? 4 : 2;
-#else
-  constexpr int kBlocks = 4 * (M + Format::kRegisters) <= 30 ? 4 : 2;
-#endif
-  if (M == tile.rows) return sweep<Format, M, kBlocks>(w, tile, begin, end, to);
-  if constexpr (M < kTileRows) rows_of<Format, M + 1>(w, tile, begin, end, to);
+template <class Format, int M = 1>
+void sweep_tile(const Matrix& w, const Tile& tile, int begin, int end, const Epilogue& to) {
+  if (M == tile.rows) return sweep<Format, M, Format::blocks(M)>(w, tile, begin, end, to);
+  if constexpr (M < Format::kRows) sweep_tile<Format, M + 1>(w, tile, begin, end, to);
 }
-
-}  // namespace
 
 // Rows are dealt evenly to as few tiles as hold them. Several tiles take turns at each chunk of weights, so that it comes from
 // memory once.
-void linear(const Matrix& w, const char* packed, int rows, int begin, int end, const Epilogue& to) {
+template <class Format>
+void product(const Matrix& w, const char* packed, int rows, int begin, int end, const Epilogue& to) {
   const size_t row_bytes = packed_row_bytes(w.k, w.dtype);
-  const int tiles = (rows + kTileRows - 1) / kTileRows, fitting = int(kChunkBytes / w.block_bytes()) & ~1;
+  const int tiles = (rows + Format::kRows - 1) / Format::kRows, fitting = int(kChunkBytes / w.block_bytes()) & ~1;
   const int chunk = tiles == 1 ? end - begin : (fitting > 2 ? fitting : 2);
   for (; begin < end; begin += chunk) {
     const int stop = begin + chunk < end ? begin + chunk : end;
     const size_t next_chunk = stop + chunk <= end ? chunk * w.block_bytes() : 0;
     for (int i = 0; i < tiles; ++i) {
       const int first = rows * i / tiles, last = rows * (i + 1) / tiles;
-      const Tile tile{packed + first * row_bytes, row_bytes, first, last - first, next_chunk, i, tiles};
-      if (w.dtype == DType::bf16) rows_of<Bf16, 1>(w, tile, begin, stop, to);
-      else rows_of<Fp32, 1>(w, tile, begin, stop, to);
+      sweep_tile<Format>(w, {packed + first * row_bytes, row_bytes, first, last - first, next_chunk, i, tiles}, begin, stop, to);
     }
   }
+}
+
+}  // namespace
+
+void linear(const Matrix& w, const char* packed, int rows, int begin, int end, const Epilogue& to) {
+  if (w.dtype == DType::bf16) product<Bf16>(w, packed, rows, begin, end, to);
+  else product<Fp32>(w, packed, rows, begin, end, to);
 }
 
 }  // namespace paceline::cpu::PACELINE_ISA
