@@ -1,7 +1,7 @@
 """The compiled core. Private: paceline.Engine is the public face. Conversions only, no logic."""
 
 from collections.abc import Sequence
-from typing import final
+from typing import Literal, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,7 +111,7 @@ class Output:
     top_logprobs: list[list[tuple[int, float]]]
     tau: int
     accepted: int
-    finish_reason: str
+    finish_reason: Literal["", "stop", "length", "cancelled", "error"]
     stop_reason: int | bytes | None
     error: str
     stats: RequestStats | None

@@ -1,0 +1,15 @@
+"""Paceline: exact speculative decoding. A draft model proposes, the target verifies, the output never changes."""
+
+from importlib.metadata import version
+
+from paceline._core import CapacityError, EngineDead, ModelFileError, NumericError
+from paceline.bundled import demo_pair
+from paceline.engine import Engine
+from paceline.results import Chunk, GenerationResult, Stats, TokenLogprob, Verification
+from paceline.sampling_params import SamplingParams
+
+__version__ = version("paceline")
+
+__all__ = [
+    "CapacityError", "Chunk", "Engine", "EngineDead", "GenerationResult", "ModelFileError", "NumericError", "SamplingParams", "Stats",
+    "TokenLogprob", "Verification", "demo_pair"]

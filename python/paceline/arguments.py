@@ -1,0 +1,184 @@
+"""The arguments of Engine, checked and resolved before anything large is read."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from paceline import _core, checks
+from paceline.kv_budget import default_kv_cache_tokens, kv_bytes_per_position
+from paceline.loading import Checkpoint, read_config
+from paceline.tokenizer import Tokenizer, refuse_other_tokenizer
+_integer = functools.partial(checks.integer, "Engine")
+_one_of = functools.partial(checks.one_of, "Engine")
+
+Prompt = str | Sequence[int]
+PathLike = str | os.PathLike[str]
+
+DEFAULT_TAU = 3  # near the knee of verification cost on CPUs; the bundled pair is fastest at 2 or 3
+PREFILL_CHUNK = 256  # rows of a prompt per pass: weights are read once per chunk
+DTYPES = ("bf16", "fp32")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """An engine's arguments with every "auto" and None resolved. Names as in Engine."""
+
+    target: Checkpoint
+    draft: Checkpoint | None
+    tokenizer: Tokenizer | None
+    dtype: str
+    draft_dtype: str
+    kv_dtype: str
+    num_speculative_tokens: int
+    acceptance: str
+    max_model_len: int
+    max_num_seqs: int
+    kv_cache_tokens: int
+    num_threads: int
+    """0: the core decides."""
+    vocab_size: int
+    """Ids that exist: the target's tokenizer decides, and config.json without one."""
+    notes: tuple[str, ...]
+
+    def token_bytes(self) -> list[bytes]:
+        """Empty without a tokenizer. Ids of the model that the tokenizer does not know cannot be chosen."""
+        return self.tokenizer.token_bytes if self.tokenizer else []
+
+    def warmup_drafts(self) -> int:
+        return min(self.num_speculative_tokens, self.max_model_len - 1, self.kv_cache_tokens - 1)
+
+    def for_core(self) -> _core.EngineOptions:
+        return _core.EngineOptions(
+            num_speculative_tokens=self.num_speculative_tokens, acceptance=self.acceptance, max_model_len=self.max_model_len,
+            max_num_seqs=self.max_num_seqs, kv_dtype=self.kv_dtype, kv_cache_tokens=self.kv_cache_tokens, prefill_chunk=PREFILL_CHUNK,
+            vocab_limit=self.vocab_size, token_bytes=self.token_bytes()[:self.vocab_size], debug_hash=False)
+
+    def info(self) -> dict[str, Any]:
+        return {
+            "target": str(self.target.directory), "draft": str(self.draft.directory) if self.draft else None,
+            "architecture": self.target.architecture, "tokenizer": self.tokenizer.source if self.tokenizer else None, "dtype": self.dtype,
+            "draft_dtype": self.draft_dtype if self.draft else None, "kv_dtype": self.kv_dtype,
+            "num_speculative_tokens": self.num_speculative_tokens, "acceptance": self.acceptance, "max_model_len": self.max_model_len,
+            "max_num_seqs": self.max_num_seqs, "kv_cache_tokens": self.kv_cache_tokens, "vocab_size": self.vocab_size,
+            "eos_token_ids": self.target.eos_token_ids, "notes": self.notes}
+
+
+def resolve(*, target: PathLike, draft: PathLike | None, tokenizer: PathLike | tokenizers.Tokenizer | None, device: str, dtype: str,
+            draft_dtype: str, kv_dtype: str, num_speculative_tokens: int | str, acceptance: str, max_model_len: int | None,
+            max_num_seqs: int, kv_cache_tokens: int | None, num_threads: int | None) -> Settings:
+    notes: list[str] = []
+    _check_device(device, notes)
+    _one_of("acceptance", acceptance, ("coupled", "rejection"))
+    num_seqs = _integer("max_num_seqs", max_num_seqs, 1, 256)
+    threads = 0 if num_threads is None else _integer("num_threads", num_threads, 1, 1024)
+    tau = _tau(num_speculative_tokens, draft is not None)
+    target_files = read_config(Path(target))
+    draft_files = _within_its_window(read_config(Path(draft)), notes) if draft is not None else None
+    words = _tokenizer(tokenizer, target_files)
+    _check_draft_tokenizer(words, draft_files, notes)
+    target_dtype = _dtype("dtype", dtype, target_files, notes)
+    kv = target_dtype if kv_dtype == "auto" else _one_of("kv_dtype", kv_dtype, DTYPES)
+    length = _max_model_len(max_model_len, target_files, notes)
+    per_position = sum(kv_bytes_per_position(files.config, kv) for files in (target_files, draft_files) if files)
+    return Settings(
+        target=target_files, draft=draft_files, tokenizer=words, dtype=target_dtype,
+        draft_dtype=_dtype("draft_dtype", draft_dtype, draft_files, notes) if draft_files else target_dtype, kv_dtype=kv,
+        num_speculative_tokens=tau, acceptance=acceptance, max_model_len=length, max_num_seqs=num_seqs,
+        kv_cache_tokens=_kv_cache_tokens(kv_cache_tokens, num_seqs, length, per_position, notes), num_threads=threads,
+        vocab_size=_vocab_size(target_files, words), notes=tuple(notes))
+
+
+def _check_device(device: str, notes: list[str]) -> None:
+    _one_of("device", device, ("auto", "cpu", "cuda"))
+    if device == "cuda":
+        raise RuntimeError('[Engine] device="cuda" cannot run: this build of Paceline has no CUDA engine; use device="cpu" or "auto"')
+    if device == "auto":
+        notes.append("device: cpu, since this build has no CUDA engine")
+
+
+def _tau(wanted: int | str, has_draft: bool) -> int:
+    if wanted == "auto":
+        return DEFAULT_TAU if has_draft else 0
+    tau = _integer("num_speculative_tokens", wanted, 0, 64)
+    if tau and not has_draft:
+        raise ValueError(f"[Engine] num_speculative_tokens must be 0 without a draft, got {tau}")
+    return tau
+
+
+def _tokenizer(given: PathLike | tokenizers.Tokenizer | None, target: Checkpoint) -> Tokenizer | None:
+    if isinstance(given, tokenizers.Tokenizer):
+        return Tokenizer(given, "tokenizer")
+    if given is not None:
+        return Tokenizer.read(Path(given))
+    return Tokenizer.read(target.directory) if (target.directory / "tokenizer.json").exists() else None
+
+
+def _check_draft_tokenizer(target: Tokenizer | None, draft: Checkpoint | None, notes: list[str]) -> None:
+    if target is None or draft is None:
+        return
+    if (draft.directory / "tokenizer.json").exists():
+        refuse_other_tokenizer(target, Tokenizer.read(draft.directory))
+    else:
+        notes.append("draft: no tokenizer.json, taken to have the target's tokenizer")
+
+
+def _dtype(name: str, wanted: str, files: Checkpoint, notes: list[str]) -> str:
+    if wanted != "auto":
+        return _one_of(name, wanted, DTYPES)
+    if files.dtype == "fp16":
+        notes.append(f'{name}: fp16 weights rounded to bf16; "fp32" keeps them exact')
+    return "fp32" if files.dtype == "fp32" else "bf16"
+
+
+def _within_its_window(draft: Checkpoint, notes: list[str]) -> Checkpoint:
+    """A draft with a sliding window proposes up to the window only; beyond it decoding goes on without one."""
+    window, context = draft.sliding_window, draft.config.max_position_embeddings
+    if window is None or window >= context:
+        return draft
+    notes.append(f"draft: proposes up to position {window}, its sliding_window")
+    return dataclasses.replace(draft, config=dataclasses.replace(draft.config, max_position_embeddings=window))
+
+
+def _max_model_len(wanted: int | None, target: Checkpoint, notes: list[str]) -> int:
+    context, window = target.config.max_position_embeddings, target.sliding_window
+    limit = context if window is None else min(context, window)
+    if wanted is None:
+        if limit < context:
+            notes.append(f"max_model_len: {limit}, the target's sliding_window: attention beyond it is not implemented")
+        return limit
+    length = _integer("max_model_len", wanted, 2)
+    if length > context:
+        raise ValueError(f"[Engine] max_model_len must be at most the target's context of {context} tokens, got {length}")
+    if length > limit:
+        raise ValueError(f"[Engine] max_model_len must be at most the target's sliding_window of {limit} tokens, got {length}")
+    return length
+
+
+def _kv_cache_tokens(wanted: int | None, num_seqs: int, length: int, bytes_per_position: int, notes: list[str]) -> int:
+    if wanted is not None:
+        return _integer("kv_cache_tokens", wanted, 2)
+    positions, note = default_kv_cache_tokens(num_seqs, length, bytes_per_position)
+    notes += [note] if note else []
+    return positions
+
+
+def _vocab_size(target: Checkpoint, words: Tokenizer | None) -> int:
+    size = min(words.vocab_size, target.config.vocab_size) if words else target.config.vocab_size
+    for eos in target.eos_token_ids:
+        if not 0 <= eos < size:
+            raise _core.ModelFileError(f"{target.directory}: eos_token_id must be in [0, {size}), the ids that exist, found {eos}")
+    return size
+
+
+def prompt_ids(prompt: Prompt, tokenizer: Tokenizer | None) -> list[int]:
+    if not isinstance(prompt, str):
+        return checks.token_ids("generate", "prompt", prompt)
+    if tokenizer is None:
+        raise ValueError("[generate] prompt must be token ids, since the engine has no tokenizer, got text")
+    return tokenizer.encode(prompt)
+

@@ -1,0 +1,179 @@
+"""The engine as Python sees it: two checkpoints in, text out."""
+
+import dataclasses
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import tokenizers
+
+from paceline import _core, checks
+from paceline.arguments import PathLike, Prompt, prompt_ids, resolve
+from paceline.loading import load_weights
+from paceline.request import Request
+from paceline.results import NO_STATS, Chunk, GenerationResult, Stats, Verification
+from paceline.sampling_params import SamplingParams
+
+
+class Engine:
+    """Exact speculative decoding with a target and, optionally, a draft.
+
+    The draft never changes what comes out, only how fast: greedy output, seeded output and logprobs are bitwise those of the
+    target alone (under ``acceptance="rejection"`` sampled output follows the same law instead).
+
+    Any number of threads may use one engine; their requests share its cycles.
+    """
+
+    def __init__(self, target: PathLike, draft: PathLike | None = None, *, tokenizer: PathLike | tokenizers.Tokenizer | None = None,
+                 device: Literal["auto", "cpu", "cuda"] = "auto", dtype: Literal["auto", "bf16", "fp32"] = "auto",
+                 draft_dtype: Literal["auto", "bf16", "fp32"] = "auto", kv_dtype: Literal["auto", "bf16", "fp32"] = "auto",
+                 num_speculative_tokens: int | Literal["auto"] = "auto", acceptance: Literal["coupled", "rejection"] = "coupled",
+                 max_model_len: int | None = None, max_num_seqs: int = 1, kv_cache_tokens: int | None = None,
+                 num_threads: int | None = None, warmup: bool = True) -> None:
+        """Read the checkpoints and take all the memory that will ever be needed.
+
+        target, draft: directories in Hugging Face format (config.json, model.safetensors or its shards, tokenizer.json).
+            The draft may have a vocabulary of another size, but must have the target's tokenizer.
+        tokenizer: a directory, a tokenizer.json or a `tokenizers.Tokenizer`; by default the target's. Prompts of token ids need none.
+        device: "cpu" is what this build has; "cuda" is refused.
+        dtype, draft_dtype: of the weights. "auto" keeps fp32 checkpoints in fp32 and takes bf16 for all others.
+        kv_dtype: of both KV caches. "auto": the target's dtype.
+        num_speculative_tokens: tau, draft tokens per cycle at most, 0 to 64. "auto": 3 with a draft.
+        acceptance: "coupled" (arXiv:2408.07978) or "rejection" (arXiv:2211.17192).
+        max_model_len: tokens of a sequence at most, prompt included. None: the target's context.
+        max_num_seqs: sequences decoding at once, 1 to 256; more wait.
+        kv_cache_tokens: positions of KV over all sequences, per model. None: max_num_seqs * min(max_model_len, 8192), less if
+            that is more than a quarter of the free memory.
+        num_threads: None: one per core this process may use.
+        warmup: run one verification pass now, so that the first request does not pay for first touches of memory.
+
+        Raises ValueError (arguments), ModelFileError (files), CapacityError (memory), RuntimeError (device).
+        """
+        settings = resolve(
+            target=target, draft=draft, tokenizer=tokenizer, device=device, dtype=dtype, draft_dtype=draft_dtype, kv_dtype=kv_dtype,
+            num_speculative_tokens=num_speculative_tokens, acceptance=acceptance, max_model_len=max_model_len, max_num_seqs=max_num_seqs,
+            kv_cache_tokens=kv_cache_tokens, num_threads=num_threads)
+        backend = _core.Backend(settings.num_threads, "")
+        target_weights = load_weights(backend, settings.target, settings.dtype)
+        draft_weights = load_weights(backend, settings.draft, settings.draft_dtype) if settings.draft else None
+        self._core = _core.Engine(backend, target_weights, draft_weights, settings.for_core())
+        self._settings = settings
+        self._lock = threading.Lock()  # of the core: one caller at a time
+        self._requests = weakref.WeakValueDictionary[int, Request]()  # a request that nobody holds is cancelled
+        self._dropped: deque[int] = deque()  # cancelled from anywhere, a garbage collection included: taken in before the next step
+        self._finished_stats = NO_STATS
+        self._process = os.getpid()
+        if warmup:
+            self._core.verify([0], [0] * settings.warmup_drafts())
+        self.info: dict[str, Any] = settings.info() | {
+            "device": backend.description, "warmup": warmup, "weight_bytes": self._core.weight_bytes, "kv_cache_bytes": self._core.kv_bytes,
+            "workspace_bytes": self._core.workspace_bytes}
+        """What is in use: every setting as resolved, memory in bytes, and notes on what was decided for the caller."""
+
+    def generate(self, prompt: Prompt, sampling_params: SamplingParams | None = None, **overrides: Any) -> GenerationResult:
+        """Continue one prompt. overrides are fields of SamplingParams.
+
+        prompt: text, or token ids in [0, info["vocab_size"]).
+        Raises ValueError (arguments), CapacityError (does not fit into kv_cache_tokens), NumericError (the target gave NaN or
+        an infinity, or the processors left no token), EngineDead.
+        """
+        request = self._submit(prompt, sampling_params, overrides)
+        try:
+            result = request.result()
+        finally:
+            request.close()  # after an interrupt
+        if result.finish_reason == "error":
+            raise _core.NumericError(result.error)
+        return result
+
+    def generate_batch(self, prompts: Iterable[Prompt], sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+                       **overrides: Any) -> list[GenerationResult]:
+        """Continue many prompts, max_num_seqs at a time; results in the order of the prompts.
+
+        sampling_params: one for all, or one per prompt. One that fails has finish_reason "error"; the others are unaffected.
+        """
+        if isinstance(prompts, str):
+            checks.refuse("generate_batch", "prompts", "several prompts", prompts)
+        prompts = list(prompts)
+        if sampling_params is None or isinstance(sampling_params, SamplingParams):
+            params: list[SamplingParams | None] = [sampling_params] * len(prompts)
+        else:
+            params = list(sampling_params)
+        if len(params) != len(prompts):
+            checks.refuse("generate_batch", "sampling_params", f"one for all or one per prompt, {len(prompts)}", len(params))
+        requests: list[Request] = []
+        try:
+            for prompt, each in zip(prompts, params, strict=True):
+                requests.append(self._submit(prompt, each, overrides))
+            return [request.result() for request in requests]
+        finally:
+            for request in requests:
+                request.close()
+
+    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None, **overrides: Any) -> Iterator[Chunk]:
+        """Like `generate`, a chunk per cycle. Arguments are checked at once; dropping the iterator cancels the request."""
+        return self._submit(prompt, sampling_params, overrides)
+
+    def verify(self, prefix_ids: Sequence[int], draft_ids: Sequence[int]) -> Verification:
+        """The target's log-probabilities after the prefix and after each draft token, all in one pass: .logprobs, float32
+        [len(draft_ids) + 1, vocab_size of config.json]. prefix_ids must not be empty."""
+        prefix = checks.token_ids("verify", "prefix_ids", prefix_ids)
+        drafts = checks.token_ids("verify", "draft_ids", draft_ids)
+        self._check_process()
+        with self._lock:
+            return Verification(self._core.verify(prefix, drafts))
+
+    def stats(self) -> Stats:
+        """Of all requests that have finished."""
+        return self._finished_stats
+
+    def close(self) -> None:
+        """Give the memory back. Requests under way, and later calls, end with a RuntimeError."""
+        self._core.close()
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _submit(self, prompt: Prompt, sampling_params: SamplingParams | None, overrides: dict[str, Any]) -> Request:
+        if sampling_params is not None and not isinstance(sampling_params, SamplingParams):
+            checks.refuse("generate", "sampling_params", "a SamplingParams", sampling_params)
+        params = dataclasses.replace(sampling_params or SamplingParams(), **overrides)._drawn()
+        ids = prompt_ids(prompt, self._settings.tokenizer)
+        request = Request(ids, params, self._settings.token_bytes(), self._advance, self._dropped.append)
+        for_core = params._for_core(self._settings.target.eos_token_ids)
+        self._check_process()
+        with self._lock:
+            request.id = self._core.add(request.prompt, for_core)
+            self._requests[request.id] = request
+        return request
+
+    def _advance(self, request: Request) -> None:
+        """Run cycles until `request` has an output. Whoever holds the lock works for all; the others find theirs done."""
+        while not request.outputs:
+            self._check_process()
+            with self._lock:
+                if request.outputs:
+                    return
+                while self._dropped:
+                    self._core.cancel(self._dropped.popleft())
+                for output in self._core.step():
+                    self._deliver(output)
+
+    def _deliver(self, output: _core.Output) -> None:
+        if output.stats is not None:
+            self._finished_stats += Stats._of(output.stats)
+        request = self._requests.get(output.request)
+        if request is not None:
+            request.outputs.append(output)
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._process:
+            raise _core.EngineDead("[Engine] made before a fork, its threads live in the parent: build a new one in this process")

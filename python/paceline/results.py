@@ -1,0 +1,144 @@
+"""What the engine gives back."""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paceline import _core
+
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Raw log-probability of an emitted token: log-softmax of the target's logits, temperature 1, before any processor."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+    """(token id, logprob) of the k most probable tokens, best first, ties to the lowest id; k as asked for."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Stats:
+    """What speculation did and what it cost. Times are in seconds."""
+
+    num_requests: int
+    num_cycles: int
+    num_tokens: int
+    """Tokens emitted."""
+    num_draft_tokens: int
+    num_accepted_draft_tokens: int
+    drafted_per_position: tuple[int, ...]
+    """How many cycles drafted a token at each place of the cycle."""
+    accepted_per_position: tuple[int, ...]
+    prefill_time: float
+    time_to_first_token: float
+    """From the request to its first token, waiting included; the mean when there are several requests."""
+    draft_time: float
+    verify_time: float
+    """The target's passes and the acceptance after them. A cycle that serves several requests counts for each of them."""
+    decode_time: float
+    """From the first token to the last."""
+
+    @property
+    def mean_acceptance_length(self) -> float:
+        """Tokens per cycle: the accepted drafts and the target's own. 0 before the first cycle."""
+        return 1 + self.num_accepted_draft_tokens / self.num_cycles if self.num_cycles else 0.0
+
+    @property
+    def acceptance_rate_per_position(self) -> tuple[float, ...]:
+        """For each place of the cycle, the share of cycles drafting that far whose draft there was accepted."""
+        return tuple(a / d if d else 0.0 for a, d in zip(self.accepted_per_position, self.drafted_per_position, strict=True))
+
+    @property
+    def decode_tokens_per_second(self) -> float:
+        """Tokens after the first one, per second of decoding; 0 when there are none."""
+        return max(0, self.num_tokens - self.num_requests) / self.decode_time if self.decode_time else 0.0
+
+    @classmethod
+    def _of(cls, core: _core.RequestStats) -> "Stats":
+        return cls(
+            num_requests=1, num_cycles=core.num_cycles, num_tokens=core.num_emitted_tokens, num_draft_tokens=core.num_draft_tokens,
+            num_accepted_draft_tokens=core.num_accepted_draft_tokens, drafted_per_position=tuple(core.drafted_per_position),
+            accepted_per_position=tuple(core.accepted_per_position), prefill_time=core.prefill_time,
+            time_to_first_token=core.time_to_first_token, draft_time=core.draft_time, verify_time=core.verify_time,
+            decode_time=core.decode_time)
+
+    def __add__(self, other: "Stats") -> "Stats":
+        """Both together: counts and times added, time_to_first_token averaged over the requests."""
+        both = self.num_requests + other.num_requests
+        first = (self.time_to_first_token * self.num_requests + other.time_to_first_token * other.num_requests) / both if both else 0.0
+        return Stats(
+            num_requests=both, num_cycles=self.num_cycles + other.num_cycles, num_tokens=self.num_tokens + other.num_tokens,
+            num_draft_tokens=self.num_draft_tokens + other.num_draft_tokens,
+            num_accepted_draft_tokens=self.num_accepted_draft_tokens + other.num_accepted_draft_tokens,
+            drafted_per_position=_added(self.drafted_per_position, other.drafted_per_position),
+            accepted_per_position=_added(self.accepted_per_position, other.accepted_per_position),
+            prefill_time=self.prefill_time + other.prefill_time, time_to_first_token=first, draft_time=self.draft_time + other.draft_time,
+            verify_time=self.verify_time + other.verify_time, decode_time=self.decode_time + other.decode_time)
+
+
+def _added(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
+    longer, shorter = (a, b) if len(a) >= len(b) else (b, a)
+    return tuple(x + (shorter[i] if i < len(shorter) else 0) for i, x in enumerate(longer))
+
+
+NO_STATS = Stats(
+    num_requests=0, num_cycles=0, num_tokens=0, num_draft_tokens=0, num_accepted_draft_tokens=0, drafted_per_position=(),
+    accepted_per_position=(), prefill_time=0.0, time_to_first_token=0.0, draft_time=0.0, verify_time=0.0, decode_time=0.0)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """What one cycle gave a stream. The texts of all chunks joined are the text of the result."""
+
+    text: str
+    """Whole characters only; what may still become a stop string is held back."""
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] | None
+    """One per token, when asked for."""
+    num_draft_tokens: int
+    num_accepted_draft_tokens: int
+    finish_reason: FinishReason | None
+    """None while the stream goes on."""
+    stop_reason: int | str | None
+    """The stop id or stop string that ended it."""
+    stats: Stats | None
+    """Of the whole request, with the last chunk."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationResult:
+    text: str
+    """What follows the prompt, cut before a stop string; special tokens leave no text. Empty without a tokenizer."""
+    token_ids: tuple[int, ...]
+    """Every emitted token, a stop id or the end of a stop string included."""
+    prompt_token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] | None
+    finish_reason: FinishReason
+    stop_reason: int | str | None
+    seed: int
+    """The seed in use: given again, it gives these very tokens."""
+    stats: Stats
+    error: str | None = None
+    """finish_reason "error" only, which `generate` and `stream` raise as NumericError."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Verification:
+    logprobs: NDArray[np.float32]
+    """[drafts + 1, vocab_size] log-softmax of the raw logits. Row t is conditioned on the prefix and the first t drafts."""
+
+
+def logprobs_of(output: _core.Output) -> tuple[TokenLogprob, ...]:
+    return tuple(
+        TokenLogprob(token, logprob, tuple(top))
+        for token, logprob, top in zip(output.token_ids, output.logprobs, output.top_logprobs, strict=True))
+
+
+def sum_of(stats: Iterable[Stats]) -> Stats:
+    return sum(stats, start=NO_STATS)

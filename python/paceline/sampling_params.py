@@ -1,0 +1,105 @@
+"""What a request may ask for."""
+
+import dataclasses
+import functools
+import secrets
+from collections.abc import Mapping, Sequence
+
+from paceline import _core, checks
+
+_refuse = functools.partial(checks.refuse, "generate")
+_integer = functools.partial(checks.integer, "generate")
+_real = functools.partial(checks.real, "generate")
+_items = functools.partial(checks.items, "generate")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How one request is decoded. Greedy by default, and never truncated by a default.
+
+    Processors run in this order, for draft and target alike: min_tokens, logit_bias, repetition, frequency and presence
+    penalty, temperature, top_k, top_p (of what top_k left), min_p. Types are checked here, ranges when the request is made;
+    either way the error is a ValueError that names the parameter.
+    """
+
+    max_tokens: int | None = None
+    """Tokens to emit at most, at least 1. None: until a stop or the context limit."""
+    min_tokens: int = 0
+    """EOS and stop ids are masked until that many tokens are out. Stop strings are not held back."""
+    temperature: float = 0.0
+    """In [0, inf). 0 takes the largest logit, ties to the lowest id."""
+    top_p: float = 1.0
+    """In (0, 1]; 1 = off."""
+    top_k: int = 0
+    """At least 0; 0 = off."""
+    min_p: float = 0.0
+    """In [0, 1], relative to the best token's probability; 0 = off."""
+    repetition_penalty: float = 1.0
+    """Positive; 1 = off. Applied once per distinct token of prompt and output."""
+    presence_penalty: float = 0.0
+    """Finite; 0 = off. Subtracted from the logit of every token of the output."""
+    frequency_penalty: float = 0.0
+    """Finite; 0 = off. Subtracted once per occurrence in the output."""
+    logit_bias: Mapping[int, float] | None = None
+    """Finite values added to the logits of token ids, at most 1024."""
+    seed: int | None = None
+    """In [0, 2^64). Noise is a function of (seed, position, token id). None: drawn, and reported in the result."""
+    stop: str | Sequence[str] | None = None
+    """Strings that end the text, which is cut before them. Needs a tokenizer."""
+    stop_token_ids: Sequence[int] | None = None
+    """Token ids that end the text, besides the model's EOS."""
+    ignore_eos: bool = False
+    """Go on past the model's EOS ids."""
+    logprobs: int | None = None
+    """Raw log-probabilities (temperature 1, before any processor) per emitted token: None = none, 0 = the chosen token's,
+    k <= 32 = and the k largest."""
+    num_speculative_tokens: int | None = None
+    """Draft tokens per cycle, at most the engine's. None = the engine's own; 0 = plain decoding. Never changes the output."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_tokens", 1), ("logprobs", 0), ("num_speculative_tokens", 0)):
+            if getattr(self, name) is not None:
+                self._keep(name, _integer(name, getattr(self, name), least))
+        for name in ("min_tokens", "top_k"):
+            self._keep(name, _integer(name, getattr(self, name), 0))
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"):
+            self._keep(name, _real(name, getattr(self, name)))
+        if self.seed is not None:
+            self._keep("seed", _integer("seed", self.seed, 0, 2**64 - 1))
+        if not isinstance(self.ignore_eos, bool):
+            _refuse("ignore_eos", "a bool", self.ignore_eos)
+        if self.logit_bias is not None:
+            if not isinstance(self.logit_bias, Mapping):
+                _refuse("logit_bias", "a mapping of token ids to numbers", self.logit_bias)
+            self._keep("logit_bias", {_integer("logit_bias ids", i, 0): _real("logit_bias", b) for i, b in self.logit_bias.items()})
+        if self.stop is not None:
+            strings = (self.stop,) if isinstance(self.stop, str) else _items("stop", "a string or strings", self.stop)
+            for text in strings:
+                if not isinstance(text, str):
+                    _refuse("stop", "a string or strings", text)
+            self._keep("stop", strings)
+        if self.stop_token_ids is not None:
+            ids = _items("stop_token_ids", "token ids", self.stop_token_ids)
+            self._keep("stop_token_ids", tuple(_integer("stop_token_ids", i, 0) for i in ids))
+
+    def _keep(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    def _stop_bytes(self) -> tuple[bytes, ...]:
+        return tuple(text.encode() for text in self.stop or ())
+
+    def _drawn(self) -> "SamplingParams":
+        """With a seed. 53 bits: every JSON reader keeps them."""
+        return self if self.seed is not None else dataclasses.replace(self, seed=secrets.randbits(53))
+
+    def _for_core(self, eos_token_ids: Sequence[int]) -> _core.RequestParams:
+        """-1 stands for None there; the seed must be drawn."""
+        assert self.seed is not None
+        stops = dict.fromkeys([*(self.stop_token_ids or ()), *(() if self.ignore_eos else eos_token_ids)])
+        return _core.RequestParams(
+            max_tokens=-1 if self.max_tokens is None else self.max_tokens, min_tokens=self.min_tokens, temperature=self.temperature,
+            top_p=self.top_p, top_k=self.top_k, min_p=self.min_p, repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty, frequency_penalty=self.frequency_penalty, logit_bias=dict(self.logit_bias or {}),
+            seed=self.seed, stop=self._stop_bytes(), stop_token_ids=list(stops), logprobs=-1 if self.logprobs is None else self.logprobs,
+            num_speculative_tokens=-1 if self.num_speculative_tokens is None else self.num_speculative_tokens)
+

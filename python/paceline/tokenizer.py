@@ -1,0 +1,124 @@
+"""tokenizer.json, and text as bytes.
+
+The text of a token is a byte string of its own, whatever stands around it: the bytes of a text are the bytes of its tokens
+joined. Stop strings are matched on them, streams decode them, and a continuation keeps the space it starts with.
+"""
+
+import codecs
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import tokenizers
+
+from paceline._core import ModelFileError
+
+
+class Tokenizer:
+    """A `tokenizers` tokenizer whose tokens have bytes: byte-level BPE, or SentencePiece with byte fallback."""
+
+    def __init__(self, inner: tokenizers.Tokenizer, source: str) -> None:
+        self._inner = inner
+        self.source = source
+        self.vocab = inner.get_vocab(with_added_tokens=True)
+        self.vocab_size = 1 + max(self.vocab.values(), default=-1)
+        """1 + the largest id, added tokens included."""
+        self.token_bytes = self._bytes_of_all()
+        """[vocab_size] the text of each token; special tokens and unused ids have none."""
+
+    @classmethod
+    def read(cls, path: Path) -> "Tokenizer":
+        """A tokenizer.json, or the directory that holds one."""
+        file = path / "tokenizer.json" if path.is_dir() else path
+        try:
+            inner = tokenizers.Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises bare Exception
+            raise ModelFileError(f"{file}: expected a tokenizer of the tokenizers library, found: {error}") from error
+        return cls(inner, str(file))
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids, with the special tokens that the tokenizer itself adds (a BOS, for instance)."""
+        return self._inner.encode(text).ids
+
+    def _bytes_of_all(self) -> list[bytes]:
+        decoder = json.loads(self._inner.to_str())["decoder"]
+        kinds = json.dumps(decoder)
+        if '"ByteLevel"' in kinds:
+            to_bytes = _byte_level
+        elif '"ByteFallback"' in kinds or '"Metaspace"' in kinds:
+            to_bytes = _sentencepiece
+        else:
+            raise ModelFileError(f"{self.source}: decoder must be ByteLevel, ByteFallback or Metaspace, found {kinds}")
+        table = [b""] * self.vocab_size
+        for token, i in self.vocab.items():
+            table[i] = to_bytes(token)
+        for i, added in self._inner.get_added_tokens_decoder().items():
+            table[i] = b"" if added.special else added.content.encode()
+        return table
+
+
+def refuse_other_tokenizer(target: Tokenizer, draft: Tokenizer) -> None:
+    """A draft must mean the same by an id as the target; it may know fewer or more of them. Raises ValueError."""
+    wrong = [(i, token) for token, i in draft.vocab.items() if i < target.vocab_size and target.vocab.get(token) != i]
+    if not wrong:
+        return
+    first, token = min(wrong)
+    names = {i: text for text, i in target.vocab.items()}
+    raise ValueError(
+        f"[Engine] draft must have the target's tokenizer, got another: {len(wrong)} of its {len(draft.vocab)} ids differ, first id {first}, "
+        f"which is {token!r} in {draft.source} and {names.get(first)!r} in {target.source}")
+
+
+class TextStream:
+    """Token ids in, text out: whole characters only, and nothing that may still become a stop string."""
+
+    def __init__(self, token_bytes: Sequence[bytes], stops: Sequence[bytes]) -> None:
+        self._token_bytes = token_bytes
+        self._stops = stops
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._held = b""
+
+    def feed(self, token_ids: Sequence[int]) -> str:
+        data = self._held + b"".join(map(self._token_bytes.__getitem__, token_ids))
+        ready = len(data) - self._undecided(data)
+        self._held = data[ready:]
+        return self._decoder.decode(data[:ready])
+
+    def finish(self, token_ids: Sequence[int], stop: bytes | None) -> str:
+        """The last tokens. The text ends before `stop`, which these tokens have completed."""
+        data = self._held + b"".join(map(self._token_bytes.__getitem__, token_ids))
+        self._held = b""
+        return self._decoder.decode(data if stop is None else data[:data.index(stop)], final=True)
+
+    def _undecided(self, data: bytes) -> int:
+        """Length of the longest tail that a stop string starts with."""
+        longest = 0
+        for stop in self._stops:
+            for length in range(min(len(stop) - 1, len(data)), longest, -1):
+                if data.endswith(stop[:length]):
+                    longest = length
+                    break
+        return longest
+
+
+def _byte_level_alphabet() -> dict[str, int]:
+    """Byte-level BPE writes each byte as a printable character: printable ones as themselves, the rest from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [b for b in range(256) if b not in set(printable)]
+    return {chr(b): b for b in printable} | {chr(0x100 + n): b for n, b in enumerate(others)}
+
+
+_ALPHABET = _byte_level_alphabet()
+
+
+def _byte_level(token: str) -> bytes:
+    try:
+        return bytes(_ALPHABET[character] for character in token)
+    except KeyError:  # not made of that alphabet: a token added by hand
+        return token.encode()
+
+
+def _sentencepiece(token: str) -> bytes:
+    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        return bytes([int(token[3:5], 16)])
+    return token.replace("\u2581", " ").encode()
