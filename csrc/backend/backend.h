@@ -21,6 +21,7 @@ namespace paceline {
 
 constexpr int kPagePositions = 64;  // positions per KV page, and leaves of the attention tree
 constexpr int kPageGroup = 8;       // pages per inner node of the attention tree
+constexpr int kMaxHeadDim = 256;    // largest head_dim a backend must serve
 
 // Backend memory, owned. Zeroed when made.
 class Buffer {

@@ -18,4 +18,7 @@ struct ModelConfig {
   int kv_size() const { return num_kv_heads * head_dim; }
 };
 
+// The config itself. Throws std::invalid_argument that names the field, what it must be, and what it is.
+const ModelConfig& validated(const ModelConfig& config);
+
 }  // namespace paceline

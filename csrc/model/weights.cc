@@ -5,7 +5,7 @@
 namespace paceline {
 
 Weights::Weights(std::shared_ptr<Backend> backend, const ModelConfig& config, DType dtype, std::string path)
-    : backend_(std::move(backend)), config_(config), dtype_(dtype), path_(std::move(path)), layers_(config.num_layers) {
+    : backend_(std::move(backend)), config_(validated(config)), dtype_(dtype), path_(std::move(path)), layers_(config.num_layers) {
   require(dtype == DType::fp32 || dtype == DType::bf16, "[Weights] dtype must be fp32 or bf16, got ", name_of(dtype));
   const int d = config_.hidden_size, v = config_.vocab_size;
   embedding_ = backend_->new_matrix((v + 15) / 16, d, dtype_);

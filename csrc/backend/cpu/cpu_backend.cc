@@ -11,7 +11,7 @@
 namespace paceline::cpu {
 namespace {
 
-static_assert(kGroupPages == kPageGroup && kPagePositions == 64, "the kernels' pages are the backend's");
+static_assert(kGroupPages == kPageGroup && kPagePositions == 64 && kLongestHead == kMaxHeadDim, "the kernels' pages are the backend's");
 constexpr int kPrivateRows = 16;  // up to here each thread packs all rows for itself: cheaper than a barrier
 
 size_t head_bytes(const AttentionShape& shape, DType dtype) { return size_t(kPagePositions) * shape.head_dim * size_of(dtype); }
@@ -189,8 +189,6 @@ void CpuBackend::norm_qkv_rope_write(const Rows& rows, const float* x, int d, co
                                      const KvLayer& kv, float* qkv) {
   if (*rows.live == 0) return;
   require(*rows.live <= kMaxRows, "[CpuBackend] a pass has at most ", kMaxRows, " rows, got ", *rows.live);
-  require(shape.head_dim % 2 == 0 && shape.head_dim <= kMaxHeadDim, "[CpuBackend] head_dim must be even and at most ", kMaxHeadDim,
-          ", got ", shape.head_dim);
   const Matrix& w = matrix_of(*weights.qkv);
   const int stride = w.num_blocks * 16, dh = shape.head_dim, half = dh / 2;
   const int k_column = padded(shape.num_heads * dh), v_column = k_column + padded(shape.num_kv_heads * dh);

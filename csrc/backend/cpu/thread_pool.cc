@@ -4,6 +4,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <fstream>
@@ -64,7 +65,7 @@ int ThreadPool::usable_threads() {
 }
 
 // Workers are not pinned: nobody can pin the caller, and a worker bound to the core the caller happens to be on cannot move away.
-ThreadPool::ThreadPool(int num_threads) {
+ThreadPool::ThreadPool(int num_threads) : process_(getpid()) {
   const int count = num_threads > 0 ? num_threads : usable_threads();
   const NoSignals quiet;
   try {
@@ -80,6 +81,10 @@ ThreadPool::ThreadPool(int num_threads) {
 ThreadPool::~ThreadPool() { stop(); }
 
 void ThreadPool::stop() {
+  if (getpid() != process_) {
+    for (std::thread& worker : workers_) worker.detach();
+    return workers_.clear();
+  }
   stopping_.store(true);
   started_.fetch_add(1);
   started_.notify_all();

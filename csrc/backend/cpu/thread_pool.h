@@ -41,6 +41,7 @@ class ThreadPool {
   void stop();
 
   int num_threads_ = 1;
+  int process_;  // that made the threads: a forked child has none of them to wait for
   std::vector<std::thread> workers_;
   Call call_ = nullptr;
   void* context_ = nullptr;

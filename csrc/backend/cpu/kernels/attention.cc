@@ -35,8 +35,8 @@ struct Query {
 // The queries of a task, ready for its pages.
 struct Queries {
   Query query[kTaskQueries];
-  alignas(64) float rounded[kTaskQueries][kMaxHeadDim];
-  uint32_t pairs[kTaskQueries][kMaxHeadDim / 2];
+  alignas(64) float rounded[kTaskQueries][kLongestHead];
+  uint32_t pairs[kTaskQueries][kLongestHead / 2];
   int count = 0, last_position = 0;
 
   explicit Queries(const AttentionTask& task) {

@@ -32,7 +32,7 @@ struct Epilogue {
   const float* bias;  // [padded columns] or nullptr; not for gate
 };
 
-constexpr int kMaxHeadDim = 256;
+constexpr int kLongestHead = 256;  // largest head_dim
 constexpr int kGroupPages = 8;     // pages per inner node of the attention tree
 constexpr int kTaskQueries = 32;   // queries that share one sweep over pages
 
@@ -52,7 +52,7 @@ struct AttentionTask {
 // Softmax over some positions: maximum score, sum of e^(score - maximum), and the values weighted by the same. sum == 0: empty.
 struct AttentionState {
   float maximum, sum;
-  float out[kMaxHeadDim];
+  float out[kLongestHead];
 };
 
 struct Kernels {
