@@ -1,7 +1,6 @@
 """The command line: `paceline generate PROMPT`, `paceline demo`; `python -m paceline` alike."""
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import os
@@ -93,11 +92,11 @@ _ENGINE_OPTIONS = ("target", "draft", "tokenizer", "device", "dtype", "draft_dty
 
 def _stream(engine: Engine, prompt: str, sampling: dict[str, Any]) -> None:
     """The prompt and its continuation on stdout as they come, one line of figures on stderr."""
+    chunks = engine.stream(prompt, **sampling)
     sys.stdout.write(prompt)
-    with contextlib.closing(engine.stream(prompt, **sampling)) as chunks:
-        for chunk in chunks:
-            sys.stdout.write(chunk.text)
-            sys.stdout.flush()
+    for chunk in chunks:
+        sys.stdout.write(chunk.text)
+        sys.stdout.flush()
     sys.stdout.write("\n")
     assert chunk.stats is not None
     print(_figures(chunk.stats), file=sys.stderr)

@@ -31,15 +31,14 @@ class Request(Iterator[Chunk]):
         if output.finish_reason == "error":
             raise _core.NumericError(output.error)
         token_ids = tuple(output.token_ids)
-        finished = output.finish_reason != ""
         stop = output.stop_reason
         text = ""
         if self._text:
-            text = self._text.finish(token_ids, _string_of(stop)) if finished else self._text.feed(token_ids)
+            text = self._text.finish(token_ids, _string_of(stop)) if self.ended else self._text.feed(token_ids)
         return Chunk(
             text=text, token_ids=token_ids, logprobs=None if self.params.logprobs is None else logprobs_of(output),
             num_draft_tokens=output.tau, num_accepted_draft_tokens=output.accepted,
-            finish_reason=output.finish_reason if finished else None, stop_reason=stop.decode() if isinstance(stop, bytes) else stop,
+            finish_reason=output.finish_reason or None, stop_reason=stop.decode() if isinstance(stop, bytes) else stop,
             stats=Stats._of(output.stats) if output.stats else None)
 
     def result(self) -> GenerationResult:
