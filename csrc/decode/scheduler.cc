@@ -139,10 +139,9 @@ void Scheduler::prefill(bool draft) {
   std::vector<Sequence*> fed;
   for (const auto& each : active_) {
     Sequence& sequence = *each;
-    if (draft && (!sequence.emitted_any() || wanted_tau(sequence) == 0 || sequence.draft_cached >= sequence.length() - 2)) continue;
+    if (draft && (!sequence.emitted_any() || sequence.draft_cached >= sequence.length() - 2 || !can_draft(sequence))) continue;
     int& cached = draft ? sequence.draft_cached : sequence.target_cached;
-    const int goal = draft ? std::min(sequence.length() - 1, draft_->max_len()) : sequence.length() - 1;
-    const int end = std::min(goal, cached + prefill_rows_.capacity() - int(tokens.size()));
+    const int end = std::min(sequence.length() - 1, cached + prefill_rows_.capacity() - int(tokens.size()));
     if (end <= cached) continue;
     if (!model.cache().reserve(sequence.slot, end)) throw EngineDead("[step] promised KV pages are not there");
     for (int position = cached; position < end; ++position) {
@@ -169,6 +168,12 @@ void Scheduler::prefill(bool draft) {
 int Scheduler::wanted_tau(const Sequence& sequence) const {
   const int own = sequence.params.num_speculative_tokens;
   return own >= 0 ? own : cycle_.limits().tau_max;
+}
+
+// Whether a draft whose cache had caught up would get to propose anything, now or later: both limits only come nearer.
+bool Scheduler::can_draft(const Sequence& sequence) const {
+  const int length = sequence.length();
+  return clamped_tau(wanted_tau(sequence), length, sequence.end_length, length - 1, draft_->max_len()) > 0;
 }
 
 void Scheduler::run_cycle(std::vector<Output>& outputs) {

@@ -44,6 +44,7 @@ class Scheduler {
  private:
   int vocab_limit() const { return cycle_.limits().vocab_limit; }
   int wanted_tau(const Sequence& sequence) const;
+  bool can_draft(const Sequence& sequence) const;
   void admit();
   void enter(Sequence& sequence, int slot);
   void leave(Sequence& sequence);
