@@ -1,0 +1,258 @@
+// Limits: a sequence gets exactly min(max_tokens, room) tokens whatever is drafted, nothing is ever written beyond what it may
+// hold, and near a limit the text, its logprobs and its KV rows are those of plain decoding.
+#include <algorithm>
+
+#include "cpp/scripted_engine.h"
+
+using namespace paceline;
+using namespace paceline::test;
+
+namespace {
+
+constexpr int kVocab = 16;
+constexpr int kFirst = kPagePositions;  // the end of the first page, around which the texts end
+
+// A text whose cycles of tau drafts accept `accepted` each, as long as no limit cuts them short. Its first cycle drafts
+// nothing: the draft's prompt is cached only after the first token is out.
+Script dialled(int number, int prompt_length, int accepted, int length) {
+  Script script;
+  uint32_t state = 77 * uint32_t(number) + 5;
+  for (int i = 0; i < length; ++i) script.tokens.push_back(int((state = state * 1664525u + 1013904223u) >> 16) % kVocab);
+  script.tokens[0] = number;
+  script.drafts = script.tokens;
+  for (int i = prompt_length + 1 + accepted; i < length; i += accepted + 1) script.drafts[i] = (script.tokens[i] + 1) % kVocab;
+  return script;
+}
+
+struct Case {
+  int tau, end_length, draft_max_len;
+};
+
+// The cycles of a request, worked out with a pencil.
+std::vector<CycleTrace> expected_cycles(const Script& script, int prompt_length, const Case& c) {
+  std::vector<CycleTrace> cycles;
+  int length = prompt_length;
+  while (length < c.end_length) {
+    const bool draft_ready = length > prompt_length || prompt_length <= 2;  // one or two rows need no prefill
+    int drafts = draft_ready ? std::min({c.tau, c.end_length - length - 1, c.draft_max_len - length + 1}) : 0;
+    drafts = std::max(drafts, 0);
+    int accepted = 0;
+    while (accepted < drafts && script.drafts[length + accepted] == script.tokens[length + accepted]) ++accepted;
+    cycles.push_back({drafts, accepted, accepted + 1});
+    length += accepted + 1;
+  }
+  return cycles;
+}
+
+void check_ended_by_length(const Text& text, const Script& script, int prompt_length, const Case& c, const std::string& where) {
+  CHECK(text.finish == FinishReason::length, where, ": ended by \"", name_of(text.finish), "\"");
+  CHECK(int(text.tokens.size()) == c.end_length - prompt_length, where, ": ", text.tokens.size(), " tokens, expected ", c.end_length - prompt_length);
+  CHECK(std::equal(text.tokens.begin(), text.tokens.end(), script.tokens.begin() + prompt_length), where, ": not the target's text");
+  const std::vector<CycleTrace> cycles = expected_cycles(script, prompt_length, c);
+  CHECK(text.cycles.size() == cycles.size(), where, ": ", text.cycles.size(), " cycles, expected ", cycles.size());
+  for (size_t i = 0; i < cycles.size(); ++i)
+    CHECK(text.cycles[i].tau == cycles[i].tau && text.cycles[i].accepted == cycles[i].accepted && text.cycles[i].emitted == cycles[i].emitted, where,
+          ", cycle ", i, ": ", text.cycles[i].accepted, " of ", text.cycles[i].tau, " accepted, expected ", cycles[i].accepted, " of ", cycles[i].tau);
+}
+
+// The last token is never fed: nothing is written at end_length - 1 or beyond, not even a draft that is rejected.
+void check_writes(const ScriptedModel& model, int end_length, const std::string& where) {
+  for (const auto& row : model.trace())
+    CHECK(row.position < end_length - 1, where, ": KV write at position ", row.position, " of a sequence of at most ", end_length);
+}
+
+ScriptedOptions options_of(int tau, int batch, int max_model_len) {
+  ScriptedOptions options;
+  options.vocab_size = kVocab;
+  options.engine.num_speculative_tokens = tau;
+  options.engine.max_model_len = max_model_len;
+  options.engine.max_num_seqs = batch;
+  options.engine.kv_cache_tokens = batch * max_model_len;
+  options.engine.debug_hash = true;
+  return options;
+}
+
+Job job_of(int script, int prompt_length, int max_tokens) {
+  Job job{script, prompt_length, {}};
+  job.params.max_tokens = max_tokens;
+  job.params.logprobs = 0;
+  return job;
+}
+
+// `batch` ragged requests in a context with `room` tokens left for the first; max_tokens = room + `allowed_more`, or none.
+// Returns how many requests were decoded.
+int check_room(int tau, int accepted, int prompt_length, int room, int batch, bool limited, int allowed_more, const std::string& where) {
+  const int max_model_len = prompt_length + room;
+  if (limited && room + allowed_more < 1) return 0;
+  auto scripts = std::make_shared<Scripts>();
+  std::vector<Job> jobs;
+  for (int i = 0; i < batch; ++i) {
+    const int length = prompt_length - i;
+    scripts->push_back(dialled(i, length, (accepted + i) % (tau + 1), max_model_len + 1));
+    jobs.push_back(job_of(i, length, limited ? room + i + allowed_more : -1));
+  }
+  const ScriptedOptions options = options_of(tau, batch, max_model_len);
+  ScriptedEngine engine(options, scripts);
+  const auto refused = [&](const Job& job) { return job.prompt_length >= max_model_len; };
+  for (const Job& job : jobs)
+    if (refused(job)) CHECK_THROWS(engine.add(job), std::invalid_argument, "prompt must be shorter than max_model_len");
+  std::erase_if(jobs, refused);
+  if (jobs.empty()) return 0;
+
+  const std::vector<Text> texts = engine.run(jobs), reference = plain(options, scripts, jobs);
+  int longest = 0;
+  for (size_t i = 0; i < jobs.size(); ++i) {
+    const std::string which = message(where, ", request ", i);
+    const int own_room = max_model_len - jobs[i].prompt_length, max_tokens = jobs[i].params.max_tokens;
+    const Case c{tau, jobs[i].prompt_length + (limited ? std::min(max_tokens, own_room) : own_room), 1 << 20};
+    longest = std::max(longest, c.end_length);
+    check_ended_by_length(texts[i], scripts->at(jobs[i].script), jobs[i].prompt_length, c, which);
+    check_same(texts[i], reference[i], which);
+  }
+  check_writes(*engine.target, longest, where);
+  check_writes(*engine.draft, longest, where);
+  return int(jobs.size());
+}
+
+// Calls body(tau, accepted, prompt_length, batch) for the grid all limit tests share.
+template <class Body>
+void for_grid(Body body) {
+  for (int tau : {1, 2, 4, 8})
+    for (int accepted = 0; accepted <= tau; ++accepted)
+      for (int prompt_length = kFirst - 8; prompt_length < kFirst + 8; ++prompt_length)
+        for (int batch : {1, 3}) body(tau, accepted, prompt_length, batch);
+}
+
+std::string describe(int tau, int accepted, int prompt_length, int batch, int room) {
+  return message("tau ", tau, ", accepted ", accepted, ", prompt ", prompt_length, ", batch ", batch, ", room ", room);
+}
+
+}  // namespace
+
+TEST(context_limit) {
+  int cases = 0, decoded = 0;
+  for_grid([&](int tau, int accepted, int prompt_length, int batch) {
+    for (int room = -2; room <= tau + 2; ++room, ++cases)
+      decoded += check_room(tau, accepted, prompt_length, room, batch, false, 0, describe(tau, accepted, prompt_length, batch, room));
+  });
+  std::printf("%d cases, %d requests decoded\n", cases, decoded);
+  CHECK(cases >= 6000, cases);
+}
+
+// One token fewer than the room, exactly as many, one more: the smaller limit counts.
+TEST(max_tokens_against_the_room) {
+  for_grid([&](int tau, int accepted, int prompt_length, int batch) {
+    if ((prompt_length + accepted) % 4) return;  // every residue and every accepted, a quarter of their pairs
+    for (int room = 1; room <= tau + 2; ++room)
+      for (int more : {-1, 0, 1})
+        check_room(tau, accepted, prompt_length, room, batch, true, more, describe(tau, accepted, prompt_length, batch, room) + message(", max_tokens ", room + more));
+  });
+}
+
+// kv_cache_tokens smaller than the context is a limit like any other.
+TEST(cache_smaller_than_the_context) {
+  for (int tau : {1, 4, 8})
+    for (int accepted = 0; accepted <= tau; ++accepted)
+      for (int room = -1; room <= tau + 3; ++room)
+        for (int prompt_length : {kFirst - 3, kFirst, kFirst + 2}) {
+          const std::string where = describe(tau, accepted, prompt_length, 1, room);
+          auto scripts = std::make_shared<Scripts>(1, dialled(0, prompt_length, accepted, 300));
+          ScriptedOptions options = options_of(tau, 1, 256);
+          options.engine.kv_cache_tokens = prompt_length + room;
+          const std::vector<Job> jobs = {job_of(0, prompt_length, -1)};
+          ScriptedEngine engine(options, scripts);
+          if (room < 1) {
+            CHECK_THROWS(engine.add(jobs[0]), CapacityError, "raise kv_cache_tokens");
+            continue;
+          }
+          CHECK_THROWS(engine.add(job_of(0, prompt_length, room + 1)), CapacityError, "raise kv_cache_tokens");
+          const Text text = engine.run(jobs)[0];
+          check_ended_by_length(text, scripts->at(0), prompt_length, {tau, prompt_length + room, 1 << 20}, where);
+          check_same(text, plain(options, scripts, jobs)[0], where);
+          check_writes(*engine.target, prompt_length + room, where);
+          check_writes(*engine.draft, prompt_length + room, where);
+        }
+}
+
+// Beyond the draft's own context decoding is plain, and costs what plain decoding costs: not one row of the draft.
+TEST(draft_with_a_shorter_context) {
+  for_grid([&](int tau, int accepted, int prompt_length, int batch) {
+    for (int reach = -2; reach <= tau + 2; ++reach) {
+      const std::string where = describe(tau, accepted, prompt_length, batch, 2 * tau + 6) + message(", the draft ends at ", prompt_length + reach);
+      const int max_model_len = prompt_length + 2 * tau + 6, draft_max_len = prompt_length + reach;
+      auto scripts = std::make_shared<Scripts>();
+      std::vector<Job> jobs;
+      for (int i = 0; i < batch; ++i) {
+        scripts->push_back(dialled(i, prompt_length - i, (accepted + i) % (tau + 1), max_model_len + 1));
+        jobs.push_back(job_of(i, prompt_length - i, -1));
+      }
+      ScriptedOptions options = options_of(tau, batch, max_model_len);
+      options.draft_max_len = draft_max_len;
+      ScriptedEngine engine(options, scripts);
+      const std::vector<Text> texts = engine.run(jobs), reference = plain(options, scripts, jobs);
+      for (int i = 0; i < batch; ++i) {
+        check_ended_by_length(texts[i], scripts->at(i), jobs[i].prompt_length, {tau, max_model_len, draft_max_len}, where);
+        check_same(texts[i], reference[i], where);
+      }
+      check_writes(*engine.draft, draft_max_len + 1, where);
+      const bool any_drafts = jobs.back().prompt_length + 1 <= draft_max_len;  // the shortest prompt's second cycle
+      CHECK(any_drafts || engine.draft->trace().empty(), where, ": ", engine.draft->trace().size(), " rows of the draft in vain");
+    }
+  });
+}
+
+// A request that cannot draft (one token, two, or none wanted) does not make the draft read its prompt.
+TEST(no_draft_rows_without_drafts) {
+  for (int max_tokens : {1, 2, 9}) {
+    auto scripts = std::make_shared<Scripts>(1, dialled(0, 70, 4, 300));
+    Job job = job_of(0, 70, max_tokens);
+    if (max_tokens > 2) job.params.num_speculative_tokens = 0;
+    ScriptedEngine engine(options_of(4, 1, 256), scripts);
+    CHECK(int(engine.run({job})[0].tokens.size()) == max_tokens);
+    CHECK(engine.draft->trace().empty(), "max_tokens ", max_tokens, ": ", engine.draft->trace().size(), " rows of the draft in vain");
+  }
+}
+
+// One page, one sequence, more drafts than pages, fewer slots than requests, prefill by single rows: slower or refused with
+// CapacityError, never stuck. The watchdog is a bound on steps.
+TEST(tiny_capacities) {
+  int decoded = 0, refused = 0;
+  for (int cache : {2, 5, 64, 130})
+    for (int slots = 1; slots <= 4; ++slots)
+      for (int tau = 1; tau <= 4; ++tau)
+        for (int chunk = 1; chunk <= 4; ++chunk)
+          for (int requests = 1; requests <= 4; ++requests)
+            for (int max_model_len : {2, 4, 131}) {
+              auto scripts = std::make_shared<Scripts>();
+              ScriptedOptions options = options_of(tau, slots, max_model_len);
+              options.engine.kv_cache_tokens = cache;
+              options.engine.prefill_chunk = chunk;
+              ScriptedEngine engine(options, scripts);
+              std::vector<std::pair<Job, int64_t>> taken;
+              for (int i = 0; i < requests; ++i) {
+                const int prompt_length = 1 + (i * 61 + slots + tau) % 66;
+                scripts->push_back(dialled(i, prompt_length, (i + chunk) % (tau + 1), 200));
+                const Job job = job_of(i, prompt_length, 1 + (i * 5 + tau) % 9);
+                const bool fits_context = prompt_length < max_model_len;
+                const bool fits_cache = prompt_length < cache && std::min(max_model_len, prompt_length + job.params.max_tokens) <= cache;
+                if (fits_context && fits_cache) taken.push_back({job, engine.add(job)});
+                else if (fits_context) CHECK_THROWS(engine.add(job), CapacityError, "raise kv_cache_tokens");
+                else CHECK_THROWS(engine.add(job), std::invalid_argument, "prompt must be shorter");
+                refused += !fits_context || !fits_cache;
+              }
+              engine.drain(4 * (66 + 9) + 10);
+              for (const auto& [job, id] : taken) {
+                const Text& text = engine.text(id);
+                const int expected = std::min(max_model_len - job.prompt_length, job.params.max_tokens);
+                const std::string where = message("cache ", cache, ", slots ", slots, ", tau ", tau, ", chunk ", chunk, ", requests ", requests,
+                                                  ", context ", max_model_len, ", request ", id);
+                CHECK(text.finish == FinishReason::length && int(text.tokens.size()) == expected, where, ": ", text.tokens.size(), " tokens");
+                CHECK(std::equal(text.tokens.begin(), text.tokens.end(), scripts->at(job.script).tokens.begin() + job.prompt_length), where);
+                ++decoded;
+              }
+            }
+  std::printf("%d requests decoded, %d refused\n", decoded, refused);
+  CHECK(decoded > 1000 && refused > 1000, decoded, " ", refused);
+}
+
+TEST_MAIN()

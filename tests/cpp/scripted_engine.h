@@ -1,0 +1,175 @@
+// An engine over scripted models, its outputs collected, and what every run of it must satisfy.
+#pragma once
+
+#include <map>
+
+#include "cpp/scripted_model.h"
+#include "cpp/test.h"
+
+namespace paceline::test {
+
+inline std::shared_ptr<Backend> scripted_backend() {
+  static std::shared_ptr<Backend> shared = make_cpu_backend(1, "");
+  return shared;
+}
+
+struct Job {
+  int script = 0, prompt_length = 1;
+  RequestParams params;
+};
+
+struct CycleTrace {
+  int tau, accepted, emitted;
+};
+
+struct Text {
+  std::vector<int> tokens;
+  std::vector<float> logprobs;
+  std::vector<std::vector<TopLogprob>> top_logprobs;
+  FinishReason finish = FinishReason::none;
+  int stop_token = -1;
+  std::string stop_string, error;
+  RequestStats stats;
+  uint64_t logits_hash = 0;
+  std::vector<uint64_t> target_kv, draft_kv;
+  std::vector<CycleTrace> cycles;
+};
+
+struct ScriptedOptions {
+  EngineOptions engine;
+  int vocab_size = 32;
+  bool has_draft = true;
+  int draft_max_len = 1 << 20;
+};
+
+class ScriptedEngine {
+ public:
+  ScriptedEngine(const ScriptedOptions& options, std::shared_ptr<const Scripts> scripts) : scripts_(std::move(scripts)) {
+    const auto model = [&](ScriptedModel::Role role, int max_len) {
+      const Engine::ModelLimits limits = Engine::limits_of(options.engine, max_len);
+      return std::make_unique<ScriptedModel>(*scripted_backend(), role, scripts_, options.vocab_size, limits);
+    };
+    auto first = model(ScriptedModel::Role::target, 1 << 20);
+    auto second = options.has_draft ? model(ScriptedModel::Role::draft, options.draft_max_len) : nullptr;
+    target = first.get(), draft = second.get();
+    engine_ = std::make_unique<Engine>(scripted_backend(), std::move(first), std::move(second), options.engine);
+  }
+
+  std::vector<int32_t> prompt(const Job& job) const {
+    const auto& tokens = scripts_->at(job.script).tokens;
+    return {tokens.begin(), tokens.begin() + job.prompt_length};
+  }
+  int64_t add(const Job& job) {
+    const int64_t id = engine_->add(prompt(job), job.params);
+    texts_[id];
+    return id;
+  }
+  void cancel(int64_t id) { engine_->cancel(id); }
+  bool idle() { return engine_->idle(); }
+  Text& text(int64_t id) { return texts_.at(id); }
+
+  void step() {
+    for (const Output& output : engine_->step()) {
+      Text& text = texts_.at(output.request);
+      CHECK(text.finish == FinishReason::none, "request ", output.request, " goes on after its end");
+      text.tokens.insert(text.tokens.end(), output.tokens.begin(), output.tokens.end());
+      text.logprobs.insert(text.logprobs.end(), output.logprobs.begin(), output.logprobs.end());
+      text.top_logprobs.insert(text.top_logprobs.end(), output.top_logprobs.begin(), output.top_logprobs.end());
+      text.finish = output.finish;
+      if (output.finish != FinishReason::cancelled) text.cycles.push_back({output.tau, output.accepted, int(output.tokens.size())});
+      if (output.finish == FinishReason::none) continue;
+      text.stop_token = output.stop_token;
+      text.stop_string = output.stop_string;
+      text.error = output.error;
+      text.stats = output.stats;
+      text.logits_hash = output.logits_hash;
+      text.target_kv = output.target_kv_hashes;
+      text.draft_kv = output.draft_kv_hashes;
+    }
+  }
+
+  // Until all requests have ended. Nothing may hang: `most_steps` is the watchdog. Afterwards nothing is held.
+  void drain(int most_steps = 10000) {
+    for (int steps = 0; !idle(); ++steps) {
+      CHECK(steps < most_steps, "no end after ", steps, " steps");
+      step();
+    }
+    check_all_free();
+  }
+
+  // All jobs; results in their order.
+  std::vector<Text> run(const std::vector<Job>& jobs) {
+    std::vector<int64_t> ids;
+    for (const Job& job : jobs) ids.push_back(add(job));
+    drain();
+    std::vector<Text> texts;
+    for (int64_t id : ids) texts.push_back(text(id));
+    return texts;
+  }
+
+  void check_all_free() {
+    for (ScriptedModel* model : {target, draft}) {
+      if (!model) continue;
+      const Pages& pages = model->cache().pages();
+      CHECK(pages.num_free() == pages.num_pages(), pages.num_free(), " of ", pages.num_pages(), " pages are free");
+    }
+  }
+
+  ScriptedModel *target, *draft;  // draft may be null
+
+ private:
+  std::shared_ptr<const Scripts> scripts_;
+  std::unique_ptr<Engine> engine_;
+  std::map<int64_t, Text> texts_;
+};
+
+// The same requests by the target alone, one after the other.
+inline std::vector<Text> plain(ScriptedOptions options, const std::shared_ptr<const Scripts>& scripts, std::vector<Job> jobs) {
+  options.has_draft = false;
+  options.engine.num_speculative_tokens = 0;
+  options.engine.max_num_seqs = 1;
+  for (Job& job : jobs) job.params.num_speculative_tokens = -1;
+  return ScriptedEngine(options, scripts).run(jobs);
+}
+
+inline void check_stats(const Text& text, const std::string& where) {
+  const RequestStats& s = text.stats;
+  int drafted = 0, accepted = 0, emitted = 0;
+  std::vector<int> drafted_at, accepted_at;
+  for (const CycleTrace& cycle : text.cycles) {
+    drafted += cycle.tau, accepted += cycle.accepted, emitted += cycle.emitted;
+    CHECK(cycle.accepted <= cycle.tau && cycle.accepted <= cycle.emitted && cycle.emitted <= cycle.accepted + 1, where, ": a cycle of tau ",
+          cycle.tau, ", accepted ", cycle.accepted, ", emitted ", cycle.emitted);
+    drafted_at.resize(std::max<size_t>(drafted_at.size(), cycle.tau)), accepted_at.resize(drafted_at.size());
+    for (int i = 0; i < cycle.tau; ++i) ++drafted_at[i];
+    for (int i = 0; i < cycle.accepted; ++i) ++accepted_at[i];
+  }
+  CHECK(s.num_cycles == int(text.cycles.size()), where, ": num_cycles");
+  CHECK(s.num_draft_tokens == drafted && s.num_accepted_draft_tokens == accepted, where, ": ", s.num_accepted_draft_tokens, " of ",
+        s.num_draft_tokens, " accepted, the cycles say ", accepted, " of ", drafted);
+  CHECK(s.num_emitted_tokens == emitted && emitted == int(text.tokens.size()), where, ": num_emitted_tokens ", s.num_emitted_tokens);
+  CHECK(s.drafted_per_position == drafted_at && s.accepted_per_position == accepted_at, where, ": counts per position");
+}
+
+// Everything a caller can see, and the KV rows behind it. Both models' rows are tags of the same text, so a draft that cached
+// fewer rows cached the same ones.
+inline void check_same(const Text& got, const Text& want, const std::string& where) {
+  CHECK(got.tokens == want.tokens, where, ": ", got.tokens.size(), " tokens, plain ", want.tokens.size(), ", or others");
+  CHECK(got.finish == want.finish, where, ": ", name_of(got.finish), ", plain ", name_of(want.finish));
+  CHECK(got.stop_token == want.stop_token && got.stop_string == want.stop_string, where, ": stopped by ", got.stop_token, " \"",
+        got.stop_string, "\", plain by ", want.stop_token, " \"", want.stop_string, "\"");
+  CHECK(got.error == want.error, where, ": \"", got.error, "\", plain \"", want.error, "\"");
+  CHECK(got.logprobs == want.logprobs, where, ": logprobs");
+  CHECK(got.top_logprobs.size() == want.top_logprobs.size(), where, ": alternatives");
+  for (size_t i = 0; i < want.top_logprobs.size(); ++i)
+    for (size_t k = 0; k < want.top_logprobs[i].size(); ++k)
+      CHECK(got.top_logprobs[i].at(k).token == want.top_logprobs[i][k].token && got.top_logprobs[i][k].logprob == want.top_logprobs[i][k].logprob,
+            where, ": alternatives of token ", i);
+  CHECK(got.logits_hash == want.logits_hash, where, ": logits of reached rows");
+  CHECK(got.target_kv == want.target_kv, where, ": the target's KV rows");
+  CHECK(got.draft_kv.size() <= want.target_kv.size(), where, ": the draft has more KV rows than there are tokens");
+  for (size_t i = 0; i < got.draft_kv.size(); ++i) CHECK(got.draft_kv[i] == want.target_kv[i], where, ": the draft's KV row ", i);
+  check_stats(got, where);
+}
+
+}  // namespace paceline::test
