@@ -24,6 +24,7 @@ class Engine {
   int64_t add(const std::vector<int32_t>& prompt, const RequestParams& params) { return alive().add(prompt, params); }
   void cancel(int64_t request) { alive().cancel(request); }
   std::vector<Output> step();
+  RequestStats stats() { return alive().stats(); }
   bool idle() { return alive().idle(); }
   std::vector<float> verify(const std::vector<int32_t>& prefix, const std::vector<int32_t>& drafts) { return alive().verify(prefix, drafts); }
 

@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "decode/stats.h"
+
 namespace paceline {
 
 // Names and meaning as in the Python SamplingParams. Sentinels: -1 stands for Python's None where it is allowed.
@@ -27,12 +29,6 @@ struct RequestParams {
 
 // Throws std::invalid_argument that names the parameter, what it must be, and what it is.
 void validate(const RequestParams& params, int vocab_limit, int tau_max);
-
-struct RequestStats {
-  int num_cycles = 0, num_draft_tokens = 0, num_accepted_draft_tokens = 0, num_emitted_tokens = 0;
-  std::vector<int> drafted_per_position, accepted_per_position;  // index = place in the cycle
-  double prefill_time = 0, time_to_first_token = 0, draft_time = 0, verify_time = 0, decode_time = 0;  // seconds
-};
 
 enum class FinishReason { none, stop, length, cancelled, error };
 const char* name_of(FinishReason reason);

@@ -244,14 +244,7 @@ void Scheduler::commit(Sequence& sequence, std::vector<Output>& outputs) {
   output.tau = result.tau;
   output.accepted = std::min(result.accepted, kept);
   RequestStats& stats = sequence.stats;
-  ++stats.num_cycles;
-  stats.num_draft_tokens += output.tau;
-  stats.num_accepted_draft_tokens += output.accepted;
-  stats.num_emitted_tokens += kept;
-  stats.drafted_per_position.resize(std::max<size_t>(stats.drafted_per_position.size(), output.tau));
-  stats.accepted_per_position.resize(stats.drafted_per_position.size());
-  for (int i = 0; i < output.tau; ++i) ++stats.drafted_per_position[i];
-  for (int i = 0; i < output.accepted; ++i) ++stats.accepted_per_position[i];
+  stats.count_cycle(output.tau, output.accepted, kept);
   stats.draft_time += cycle_.draft_seconds();
   stats.verify_time += cycle_.verify_seconds();
 
@@ -270,7 +263,9 @@ void Scheduler::finish(Sequence& sequence, Output& output, FinishReason reason) 
   output.finish = reason;
   output.request = sequence.id;
   if (sequence.emitted_any()) sequence.stats.decode_time = seconds_since(sequence.first_token);
+  sequence.stats.num_requests = 1;
   output.stats = sequence.stats;
+  stats_ += sequence.stats;
   if (options_.debug_hash && sequence.slot >= 0) {
     output.target_kv_hashes = target_.cache().hashes(sequence.slot, std::min(sequence.target_cached, sequence.length() - 1), target_.shape());
     if (draft_) output.draft_kv_hashes = draft_->cache().hashes(sequence.slot, std::min(sequence.draft_cached, sequence.length() - 1), draft_->shape());

@@ -34,6 +34,8 @@ class Scheduler {
   void cancel(int64_t id);
   // One cycle for the present set. Every request that got tokens or ended has an entry.
   std::vector<Output> step();
+  // Of all requests that have finished.
+  const RequestStats& stats() const { return stats_; }
   bool idle() const { return waiting_.empty() && active_.empty(); }
 
   // [drafts + 1, target vocab] log-softmax of the raw logits, row t conditioned on prefix and drafts[0, t). prefix not empty.
@@ -65,6 +67,7 @@ class Scheduler {
   std::vector<std::unique_ptr<Sequence>> active_;   // in order of admission
   std::vector<bool> slot_taken_;
   std::vector<int64_t> cancelled_;
+  RequestStats stats_;
   int promised_target_ = 0, promised_draft_ = 0;    // pages
   int64_t next_id_ = 1;
 };

@@ -79,6 +79,21 @@ struct EngineHandle {
   }
 };
 
+// Each output goes to its request's queue, if that still has one. All in one call: a signal that Python handles when a call
+// returns cannot lose what the cycle has committed.
+void step(const EngineHandle& self, const py::dict& outputs) {
+  const auto engine = self.open();
+  std::vector<Output> all;
+  {
+    py::gil_scoped_release unlocked;
+    all = engine->step();
+  }
+  for (Output& output : all) {
+    const py::int_ request(output.request);
+    if (outputs.contains(request)) outputs[request].attr("append")(std::move(output));
+  }
+}
+
 void bind_loading(py::module_& m) {
   py::class_<BackendHandle>(m, "Backend")
       .def(py::init([](int num_threads, const std::string& level) {
@@ -133,6 +148,7 @@ void bind_requests(py::module_& m) {
            "num_speculative_tokens"_a);
 
   py::class_<RequestStats>(m, "RequestStats")
+      .def_readonly("num_requests", &RequestStats::num_requests)
       .def_readonly("num_cycles", &RequestStats::num_cycles)
       .def_readonly("num_draft_tokens", &RequestStats::num_draft_tokens)
       .def_readonly("num_accepted_draft_tokens", &RequestStats::num_accepted_draft_tokens)
@@ -174,11 +190,8 @@ void bind_engine(py::module_& m) {
              return self.open()->add(prompt, params);
            }, "prompt"_a, "params"_a)
       .def("cancel", [](const EngineHandle& self, int64_t request) { self.open()->cancel(request); }, "request"_a)
-      .def("step", [](const EngineHandle& self) {
-             const auto engine = self.open();
-             py::gil_scoped_release unlocked;
-             return engine->step();
-           })
+      .def("step", &step, "outputs"_a)
+      .def("stats", [](const EngineHandle& self) { return self.open()->stats(); })
       .def("verify", [](const EngineHandle& self, const std::vector<int32_t>& prefix, const std::vector<int32_t>& drafts) {
              return verify(*self.open(), prefix, drafts);
            }, "prefix"_a, "drafts"_a)

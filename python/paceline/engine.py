@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import threading
-import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from paceline import _core, checks
 from paceline.arguments import PathLike, Prompt, prompt_ids, resolve
 from paceline.loading import load_weights
 from paceline.request import Request
-from paceline.results import NO_STATS, Chunk, GenerationResult, Stats, Verification
+from paceline.results import Chunk, GenerationResult, Stats, Verification
 from paceline.sampling_params import SamplingParams
 
 
@@ -64,9 +63,8 @@ class Engine:
         self._core = _core.Engine(backend, target_weights, draft_weights, settings.for_core())
         self._settings = settings
         self._lock = threading.Lock()  # of the core: one caller at a time
-        self._requests = weakref.WeakValueDictionary[int, Request]()  # a request that nobody holds is cancelled
+        self._outputs: dict[int, deque[_core.Output]] = {}  # of every request that somebody waits for
         self._dropped: deque[int] = deque()  # cancelled from anywhere, a garbage collection included: taken in before the next step
-        self._finished_stats = NO_STATS
         self._process = os.getpid()
         if warmup:
             self._core.verify([0], [0] * settings.warmup_drafts())
@@ -130,7 +128,8 @@ class Engine:
 
     def stats(self) -> Stats:
         """Of all requests that have finished."""
-        return self._finished_stats
+        with self._lock:
+            return Stats._of(self._core.stats())
 
     def close(self) -> None:
         """Give the memory back. Requests under way, and later calls, end with a RuntimeError."""
@@ -152,7 +151,7 @@ class Engine:
         self._check_process()
         with self._lock:
             request.id = self._core.add(request.prompt, for_core)
-            self._requests[request.id] = request
+            self._outputs[request.id] = request.outputs
         return request
 
     def _advance(self, request: Request) -> None:
@@ -163,16 +162,12 @@ class Engine:
                 if request.outputs:
                     return
                 while self._dropped:
-                    self._core.cancel(self._dropped.popleft())
-                for output in self._core.step():
-                    self._deliver(output)
+                    self._forget(self._dropped.popleft())
+                self._core.step(self._outputs)
 
-    def _deliver(self, output: _core.Output) -> None:
-        if output.stats is not None:
-            self._finished_stats += Stats._of(output.stats)
-        request = self._requests.get(output.request)
-        if request is not None:
-            request.outputs.append(output)
+    def _forget(self, request: int) -> None:
+        self._core.cancel(request)
+        self._outputs.pop(request, None)
 
     def _check_process(self) -> None:
         if os.getpid() != self._process:

@@ -13,15 +13,15 @@ class Request(Iterator[Chunk]):
     """An iterator of chunks, one per cycle that gave this request something. Closing or dropping it cancels the request."""
 
     def __init__(self, prompt: Sequence[int], params: SamplingParams, token_bytes: Sequence[bytes] | None,
-                 advance: Callable[["Request"], None], cancel: Callable[[int], None]) -> None:
-        """advance: run the engine until `outputs` is not empty. cancel: forget the request, from any thread, without waiting."""
+                 advance: Callable[["Request"], None], drop: Callable[[int], None]) -> None:
+        """advance: run the engine until `outputs` is not empty. drop: the engine may forget the request; called once, from any thread."""
         self.prompt = prompt
         self.params = params
         self.outputs: deque[_core.Output] = deque()
         self.id = 0  # the engine gives it
-        self.ended = False
+        self.ended = self.closed = False
         self._advance = advance
-        self._cancel = cancel
+        self._drop = drop
         self._text = TextStream(token_bytes, params._stop_bytes()) if token_bytes else None
 
     def __next__(self) -> Chunk:
@@ -67,9 +67,9 @@ class Request(Iterator[Chunk]):
 
     def close(self) -> None:
         """Cancel what is left of it."""
-        if not self.ended:
-            self.ended = True
-            self._cancel(self.id)
+        if not self.closed:
+            self.ended = self.closed = True
+            self._drop(self.id)
 
     def __del__(self) -> None:
         self.close()

@@ -1,7 +1,6 @@
 """What the engine gives back."""
 
 import dataclasses
-from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
@@ -62,34 +61,11 @@ class Stats:
     @classmethod
     def _of(cls, core: _core.RequestStats) -> "Stats":
         return cls(
-            num_requests=1, num_cycles=core.num_cycles, num_tokens=core.num_emitted_tokens, num_draft_tokens=core.num_draft_tokens,
+            num_requests=core.num_requests, num_cycles=core.num_cycles, num_tokens=core.num_emitted_tokens, num_draft_tokens=core.num_draft_tokens,
             num_accepted_draft_tokens=core.num_accepted_draft_tokens, drafted_per_position=tuple(core.drafted_per_position),
             accepted_per_position=tuple(core.accepted_per_position), prefill_time=core.prefill_time,
-            time_to_first_token=core.time_to_first_token, draft_time=core.draft_time, verify_time=core.verify_time,
+            time_to_first_token=core.time_to_first_token / max(1, core.num_requests), draft_time=core.draft_time, verify_time=core.verify_time,
             decode_time=core.decode_time)
-
-    def __add__(self, other: "Stats") -> "Stats":
-        """Both together: counts and times added, time_to_first_token averaged over the requests."""
-        both = self.num_requests + other.num_requests
-        first = (self.time_to_first_token * self.num_requests + other.time_to_first_token * other.num_requests) / both if both else 0.0
-        return Stats(
-            num_requests=both, num_cycles=self.num_cycles + other.num_cycles, num_tokens=self.num_tokens + other.num_tokens,
-            num_draft_tokens=self.num_draft_tokens + other.num_draft_tokens,
-            num_accepted_draft_tokens=self.num_accepted_draft_tokens + other.num_accepted_draft_tokens,
-            drafted_per_position=_added(self.drafted_per_position, other.drafted_per_position),
-            accepted_per_position=_added(self.accepted_per_position, other.accepted_per_position),
-            prefill_time=self.prefill_time + other.prefill_time, time_to_first_token=first, draft_time=self.draft_time + other.draft_time,
-            verify_time=self.verify_time + other.verify_time, decode_time=self.decode_time + other.decode_time)
-
-
-def _added(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
-    longer, shorter = (a, b) if len(a) >= len(b) else (b, a)
-    return tuple(x + (shorter[i] if i < len(shorter) else 0) for i, x in enumerate(longer))
-
-
-NO_STATS = Stats(
-    num_requests=0, num_cycles=0, num_tokens=0, num_draft_tokens=0, num_accepted_draft_tokens=0, drafted_per_position=(),
-    accepted_per_position=(), prefill_time=0.0, time_to_first_token=0.0, draft_time=0.0, verify_time=0.0, decode_time=0.0)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +115,3 @@ def logprobs_of(output: _core.Output) -> tuple[TokenLogprob, ...]:
         TokenLogprob(token, logprob, tuple(top))
         for token, logprob, top in zip(output.token_ids, output.logprobs, output.top_logprobs, strict=True))
 
-
-def sum_of(stats: Iterable[Stats]) -> Stats:
-    return sum(stats, start=NO_STATS)
