@@ -1,0 +1,114 @@
+"""What Engine makes of its arguments before it reads anything large: limits, vocabulary, dtypes, windows, memory."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import paceline
+import pytest
+from paceline import demo_pair, kv_budget
+from paceline.arguments import resolve
+from paceline.loading import read_config
+
+DEFAULTS = dict(
+    draft=None, tokenizer=None, device="cpu", dtype="auto", draft_dtype="auto", kv_dtype="auto", num_speculative_tokens="auto",
+    acceptance="coupled", max_model_len=None, max_num_seqs=1, kv_cache_tokens=None, num_threads=None)
+
+
+def settings(**given):
+    return resolve(**DEFAULTS | {"target": demo_pair()[0]} | given)
+
+
+@pytest.fixture
+def with_checkpoints(monkeypatch):
+    """change(role, fields): what read_config says of that checkpoint of the bundled pair, changed."""
+    changes = {}
+    monkeypatch.setattr("paceline.arguments.read_config", lambda path: changes.get(path, read_config)(path))
+
+    def change(role, dtype=None, **fields):
+        directory = demo_pair()[role == "draft"]
+        config = {k: fields.pop(k) for k in list(fields) if hasattr(read_config(directory).config, k)}
+
+        def changed(path):
+            files = read_config(path)
+            files = dataclasses.replace(files, config=dataclasses.replace(files.config, **config), **fields)
+            return files if dtype is None else Stored(files, dtype)
+        changes[directory] = changed
+    return change
+
+
+class Stored:
+    """A checkpoint whose tensors have another dtype."""
+
+    def __init__(self, files, dtype):
+        self._files, self.dtype = files, dtype
+
+    def __getattr__(self, name):
+        return getattr(self._files, name)
+
+
+def test_defaults():
+    got = settings(draft=demo_pair()[1])
+    assert (got.dtype, got.draft_dtype, got.kv_dtype, got.num_speculative_tokens, got.max_model_len) == ("bf16", "bf16", "bf16", 3, 512)
+    assert (got.kv_cache_tokens, got.vocab_size, got.num_threads, got.notes) == (512, 2048, 0, ())
+    assert settings().num_speculative_tokens == 0
+
+
+@pytest.mark.parametrize("stored, dtype, note", [("fp32", "fp32", False), ("bf16", "bf16", False), ("fp16", "bf16", True)])
+def test_auto_keeps_fp32_and_says_when_it_rounds(with_checkpoints, stored, dtype, note):
+    with_checkpoints("target", dtype=stored)
+    got = settings()
+    assert (got.dtype, got.kv_dtype, any("rounded to bf16" in text for text in got.notes)) == (dtype, dtype, note)
+    assert settings(dtype="fp32").notes == ()
+
+
+def test_a_sliding_window_limits_the_context(with_checkpoints):
+    with_checkpoints("target", sliding_window=128)
+    got = settings()
+    assert got.max_model_len == 128 and "sliding_window" in got.notes[0]
+    assert settings(max_model_len=128).max_model_len == 128
+    with pytest.raises(ValueError, match="max_model_len must be at most the target's sliding_window of 128 tokens, got 129"):
+        settings(max_model_len=129)
+    with_checkpoints("target", sliding_window=512)
+    assert settings().notes == ()
+
+
+def test_a_draft_proposes_within_its_window(with_checkpoints):
+    with_checkpoints("draft", sliding_window=96)
+    got = settings(draft=demo_pair()[1])
+    assert (got.max_model_len, got.draft.config.max_position_embeddings) == (512, 96) and "position 96" in got.notes[0]
+
+
+@pytest.mark.parametrize("in_config, expected", [(2048, 2048), (2100, 2048), (1900, 1900)])
+def test_the_target_s_tokenizer_says_which_ids_exist(with_checkpoints, in_config, expected):
+    with_checkpoints("target", vocab_size=in_config)
+    assert settings().vocab_size == expected
+
+
+def test_a_draft_without_a_tokenizer_is_trusted_and_noted(tmp_path):
+    shutil.copytree(demo_pair()[1], tmp_path / "draft", ignore=shutil.ignore_patterns("tokenizer.json"))
+    assert "no tokenizer.json" in settings(draft=tmp_path / "draft").notes[0]
+
+
+def test_eos_beyond_the_vocabulary_is_refused(with_checkpoints):
+    with_checkpoints("target", eos_token_ids=(2047, 2048))
+    with pytest.raises(paceline.ModelFileError, match="found 2048"):
+        settings()
+
+
+def test_kv_positions_by_default(monkeypatch):
+    assert kv_budget.kv_bytes_per_position(read_config(demo_pair()[0]).config, "bf16") == 2 * 6 * 2 * 64 * 2
+    monkeypatch.setattr(kv_budget, "available_memory", lambda: 4_000_000)
+    assert kv_budget.default_kv_cache_tokens(2, 400, 1000) == (800, None)
+    assert kv_budget.default_kv_cache_tokens(1, 100_000, 10) == (8192, None)
+    positions, note = kv_budget.default_kv_cache_tokens(8, 400, 1000)
+    assert positions == 960 and "960 instead of 3200" in note  # a quarter of 4 MB, in whole pages
+
+
+def test_free_memory_is_what_the_system_says(monkeypatch):
+    files = {"/proc/meminfo": "MemTotal: 9 kB\nMemAvailable:  2000 kB\n", "/sys/fs/cgroup/memory.max": "max\n",
+             "/sys/fs/cgroup/memory.current": "1000\n"}
+    monkeypatch.setattr(Path, "read_text", lambda path, *_, **__: files[str(path)])
+    assert kv_budget.available_memory() == 2_048_000
+    files["/sys/fs/cgroup/memory.max"] = "501000\n"
+    assert kv_budget.available_memory() == 500_000
