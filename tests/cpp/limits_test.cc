@@ -88,7 +88,7 @@ int check_room(int tau, int accepted, int prompt_length, int room, int batch, bo
   std::vector<Job> jobs;
   for (int i = 0; i < batch; ++i) {
     const int length = prompt_length - i;
-    scripts->push_back(dialled(i, length, (accepted + i) % (tau + 1), max_model_len + 1));
+    scripts->push_back(dialled(i, length, (accepted + i) % (tau + 1), std::max(max_model_len, length) + 1));
     jobs.push_back(job_of(i, length, limited ? room + i + allowed_more : -1));
   }
   const ScriptedOptions options = options_of(tau, batch, max_model_len);

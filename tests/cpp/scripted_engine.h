@@ -94,7 +94,7 @@ class ScriptedEngine {
       CHECK(steps < most_steps, "no end after ", steps, " steps");
       step();
     }
-    check_all_free();
+    check_settled();
   }
 
   // All jobs; results in their order.
@@ -107,7 +107,15 @@ class ScriptedEngine {
     return texts;
   }
 
-  void check_all_free() {
+  // Nothing is held, and the engine's counts are the sums of its requests'.
+  void check_settled() {
+    RequestStats sum;
+    for (const auto& [id, text] : texts_) sum += text.stats;
+    const RequestStats all = engine_->stats();
+    CHECK(all.num_requests == int64_t(texts_.size()), all.num_requests, " requests counted of ", texts_.size());
+    CHECK(all.num_cycles == sum.num_cycles && all.num_emitted_tokens == sum.num_emitted_tokens, all.num_emitted_tokens, " tokens counted");
+    CHECK(all.num_draft_tokens == sum.num_draft_tokens && all.num_accepted_draft_tokens == sum.num_accepted_draft_tokens, "drafts counted");
+    CHECK(all.drafted_per_position == sum.drafted_per_position && all.accepted_per_position == sum.accepted_per_position, "counts per position");
     for (ScriptedModel* model : {target, draft}) {
       if (!model) continue;
       const Pages& pages = model->cache().pages();
@@ -135,7 +143,7 @@ inline std::vector<Text> plain(ScriptedOptions options, const std::shared_ptr<co
 inline void check_stats(const Text& text, const std::string& where) {
   const RequestStats& s = text.stats;
   int drafted = 0, accepted = 0, emitted = 0;
-  std::vector<int> drafted_at, accepted_at;
+  std::vector<int64_t> drafted_at, accepted_at;
   for (const CycleTrace& cycle : text.cycles) {
     drafted += cycle.tau, accepted += cycle.accepted, emitted += cycle.emitted;
     CHECK(cycle.accepted <= cycle.tau && cycle.accepted <= cycle.emitted && cycle.emitted <= cycle.accepted + 1, where, ": a cycle of tau ",

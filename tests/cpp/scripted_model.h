@@ -1,13 +1,14 @@
 // A model that reads its lines from a script, for tests of limits, stops and the cache: as cheap as a model can be, and as
 // strict. Its KV rows are tags (position, token), and a row's logits depend on every tag it reads through the page table:
 //   it reads exactly the script's text   the target chooses the script's next token, the draft the script's next draft
-//   it reads anything else               both choose one and the same token, a function of all tags read
+//   it reads anything else               both choose one and the same token, a function of all tags read (or hold NaN)
 // So the drafts of a cycle are right or wrong where the script says (the dial), rows after a wrong draft still agree with
 // each other (whoever goes on after a mismatch finds plausible tokens there), and one stale, missing or foreign KV row changes
 // tokens, logprobs and acceptance.
 #pragma once
 
 #include <functional>
+#include <limits>
 #include <memory>
 
 #include "engine.h"
@@ -19,6 +20,7 @@ struct Script {
   std::vector<int32_t> drafts;  // what the draft proposes at each position
   int target_broken = -1;       // the row that chooses this position holds NaN
   int draft_broken = -1;
+  bool nonsense_is_nan = false; // so do rows that read anything but this text
 };
 using Scripts = std::vector<Script>;
 
@@ -116,7 +118,8 @@ class ScriptedModel final : public Model {
     const int next = !as_written ? int(read % uint64_t(vocab_size_)) : target ? script.tokens.at(position + 1) : script.drafts.at(position + 1);
     for (int id = 0; id < vocab_size_; ++id) row[id] = float(uint32_t((read ^ uint64_t(id)) * 0xD1342543DE82EF95u >> 40)) * 0x1p-24f;
     row[next] += 3;
-    if (as_written && position + 1 == (target ? script.target_broken : script.draft_broken)) row[position % vocab_size_] = 0.0f / 0.0f;
+    const bool broken = as_written ? position + 1 == (target ? script.target_broken : script.draft_broken) : script.nonsense_is_nan;
+    if (broken) row[position % vocab_size_] = std::numeric_limits<float>::quiet_NaN();
   }
 
   Role role_;
