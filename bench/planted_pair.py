@@ -101,10 +101,11 @@ def planted_tensors(config, follows, stream):
 
 def word_tokenizer(vocab):
     """tokenizer.json of ids as words: "w17 w4" is [17, 4]. For engines that insist on text."""
-    words = ["<unk>", "<s>", "</s>"] + [f"w{i}" for i in range(FIRST_ID, vocab)]
+    words = ["<unk>", "<s>", "</s>"] + [f"\u2581w{i}" for i in range(FIRST_ID, vocab)]
+    spaces = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True}
     return dict(
-        version="1.0", truncation=None, padding=None, normalizer=None, pre_tokenizer={"type": "WhitespaceSplit"}, post_processor=None,
-        decoder=None, model={"type": "WordLevel", "vocab": {word: i for i, word in enumerate(words)}, "unk_token": "<unk>"},
+        version="1.0", truncation=None, padding=None, normalizer=None, pre_tokenizer=spaces, post_processor=None, decoder=spaces,
+        model={"type": "WordLevel", "vocab": {word: i for i, word in enumerate(words)}, "unk_token": "<unk>"},
         added_tokens=[dict(id=i, content=words[i], single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
                       for i in range(FIRST_ID)])
 

@@ -20,3 +20,11 @@ def test_measured_acceptance_is_the_dial(tmp_path, alpha, temperature):
         reached = rate
     rejected = round(stats.num_cycles * (1 - rates[-1]))
     assert stats.num_accepted_draft_tokens / (stats.num_accepted_draft_tokens + rejected) == pytest.approx(alpha, abs=0.02)
+
+
+def test_its_words_are_its_ids(tmp_path):
+    planted_pair.write_pair(tmp_path, alpha=0.5, **planted_pair.PRESETS["tiny"] | {"vocab": 64})
+    with paceline.Engine(tmp_path / "target", tmp_path / "draft") as engine:
+        result = engine.generate("w17 w4 w63", max_tokens=5, ignore_eos=True)
+    assert result.prompt_token_ids == (17, 4, 63)
+    assert result.text.split() == [f"w{i}" for i in result.token_ids if i > 2]

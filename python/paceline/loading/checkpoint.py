@@ -1,0 +1,151 @@
+"""A checkpoint directory: config.json, generation_config.json, model.safetensors or its shards."""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paceline import _core
+from paceline._core import ModelFileError
+from paceline.loading.config import ModelConfig, config_of
+from paceline.loading.safetensors import StoredTensor, read_header
+from paceline.loading.strict_json import read_json
+
+DTYPES = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
+MAX_CONFIG = 1 << 20
+MAX_INDEX = 16 << 20
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Checkpoint:
+    directory: Path
+    config: ModelConfig
+    architecture: str
+    eos_token_ids: tuple[int, ...]
+    """generation_config.json's, or else config.json's."""
+    sliding_window: int | None
+    """Positions that some layer looks back at most; None when all see everything."""
+    tensors: Mapping[str, StoredTensor]
+
+    @property
+    def dtype(self) -> str:
+        """fp32, bf16 or fp16: that of most bytes."""
+        sizes: dict[str, int] = {}
+        for tensor in self.tensors.values():
+            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.nbytes
+        return DTYPES.get(max(sizes, key=lambda dtype: sizes[dtype]), "bf16")
+
+
+def read_config(directory: Path) -> Checkpoint:
+    """Everything but the weights themselves. Raises ModelFileError."""
+    values = read_json(directory / "config.json", MAX_CONFIG)
+    architecture, config, window = config_of(values, str(directory / "config.json"))
+    return Checkpoint(directory, config, architecture, _eos_token_ids(directory, values), window, _tensors(directory))
+
+
+def load_weights(backend: _core.Backend, checkpoint: Checkpoint, dtype: str) -> _core.Weights:
+    """Read, check and pack tensor by tensor: beside the packed copy there is never more than one tensor in memory."""
+    weights = _core.Weights(backend, _core.ModelConfig(**dataclasses.asdict(checkpoint.config)), dtype, str(checkpoint.directory))
+    expected = dict(weights.expected())
+    _check(checkpoint, expected)
+    staging = np.empty(max(checkpoint.tensors[name].nbytes for name in expected), np.uint8)
+    files: dict[Path, int] = {}
+    try:
+        for name in sorted(expected, key=lambda name: (checkpoint.tensors[name].file, checkpoint.tensors[name].begin)):
+            tensor = checkpoint.tensors[name]
+            if tensor.file not in files:
+                files[tensor.file] = os.open(tensor.file, os.O_RDONLY | os.O_CLOEXEC)
+            data = staging[:tensor.nbytes]
+            _read(files[tensor.file], tensor, name, data)
+            _check_finite(tensor, name, data)
+            weights.load(name, DTYPES[tensor.dtype], tensor.shape, data)
+    except OSError as error:
+        raise ModelFileError(f"{checkpoint.directory}: cannot be read: {error.strerror}") from error
+    finally:
+        for descriptor in files.values():
+            os.close(descriptor)
+    weights.finish()
+    return weights
+
+
+def _eos_token_ids(directory: Path, config: dict[str, Any]) -> tuple[int, ...]:
+    path = directory / "generation_config.json"
+    values = read_json(path, MAX_CONFIG) if path.exists() else {}
+    where, ids = (path, values["eos_token_id"]) if values.get("eos_token_id") is not None else (directory / "config.json", config.get("eos_token_id"))
+    if ids is None:
+        return ()
+    several = ids if isinstance(ids, list) else [ids]
+    if not all(type(i) is int and i >= 0 for i in several):
+        raise ModelFileError(f"{where}: eos_token_id: expected a token id or several, found {str(ids)[:100]}")
+    return tuple(dict.fromkeys(several))
+
+
+def _tensors(directory: Path) -> dict[str, StoredTensor]:
+    index, single = directory / "model.safetensors.index.json", directory / "model.safetensors"
+    if single.exists() or single.is_symlink():
+        return read_header(single)
+    if index.exists():
+        return _sharded(directory, index)
+    others = sorted(path.name for path in directory.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".msgpack", ".h5"))
+    raise ModelFileError(f"{directory}: expected model.safetensors or model.safetensors.index.json, found {', '.join(others) or 'neither'}"
+                         + ("; no other format is read" if others else ""))
+
+
+def _sharded(directory: Path, index: Path) -> dict[str, StoredTensor]:
+    where = read_json(index, MAX_INDEX).get("weight_map")
+    if not isinstance(where, dict) or not where or not all(isinstance(shard, str) for shard in where.values()):
+        raise ModelFileError(f"{index}: weight_map: expected names of tensors and files, found {str(where)[:100]}")
+    tensors: dict[str, StoredTensor] = {}
+    for shard in sorted(set(where.values())):
+        _check_shard_name(directory, index, shard)
+        for name, tensor in read_header(directory / shard).items():
+            if where.get(name) != shard:
+                raise ModelFileError(f"{index}: tensor {name[:100]}: expected in {where.get(name, 'no shard')}, found in {shard}")
+            tensors[name] = tensor
+    missing = sorted(where.keys() - tensors.keys())
+    if missing:
+        raise ModelFileError(f"{index}: tensor {missing[0][:100]}: expected in {where[missing[0]]}, found nowhere")
+    return tensors
+
+
+def _check_shard_name(directory: Path, index: Path, shard: str) -> None:
+    """Only files of this very directory: no path, no way out through a link."""
+    if shard != Path(shard).name or not shard.endswith(".safetensors"):
+        raise ModelFileError(f"{index}: expected the plain name of a .safetensors file, found {shard[:100]!r}")
+
+
+def _check(checkpoint: Checkpoint, expected: Mapping[str, list[int]]) -> None:
+    """Every tensor, before the first is read."""
+    for name, shape in expected.items():
+        tensor = checkpoint.tensors.get(name)
+        if tensor is None:
+            raise ModelFileError(f"{checkpoint.directory}: tensor {name}: expected shape {shape}, found nothing")
+        if list(tensor.shape) != shape:
+            raise ModelFileError(f"{tensor.file}: tensor {name}: expected shape {shape}, found {list(tensor.shape)}")
+        if tensor.dtype not in DTYPES:
+            raise ModelFileError(f"{tensor.file}: tensor {name}: expected dtype {', '.join(DTYPES)}, found {tensor.dtype}")
+    for name in checkpoint.tensors.keys() - expected.keys():
+        if not name.endswith("rotary_emb.inv_freq") and not (name == "lm_head.weight" and checkpoint.config.tie_word_embeddings):
+            raise ModelFileError(f"{checkpoint.tensors[name].file}: tensor {name[:100]}: expected no such tensor in {checkpoint.architecture}")
+
+
+def _read(descriptor: int, tensor: StoredTensor, name: str, data: NDArray[np.uint8]) -> None:
+    view, done = data.data, 0
+    while done < tensor.nbytes:
+        count = os.preadv(descriptor, [view[done:]], tensor.begin + done)
+        if count == 0:
+            raise ModelFileError(f"{tensor.file}: tensor {name}: expected {tensor.nbytes} bytes, found {done}: the file has become shorter")
+        done += count
+
+
+def _check_finite(tensor: StoredTensor, name: str, data: NDArray[np.uint8]) -> None:
+    """NaN and infinities have all exponent bits set."""
+    exponent, kind = {"F32": (0x7F800000, np.uint32), "BF16": (0x7F80, np.uint16), "F16": (0x7C00, np.uint16)}[tensor.dtype]
+    bits = data.view(kind)
+    for begin in range(0, len(bits), 1 << 20):  # in parts: no second copy of the tensor
+        if (bits[begin:begin + (1 << 20)] & kind(exponent) == exponent).any():
+            raise ModelFileError(f"{tensor.file}: tensor {name}: expected finite values, found NaN or infinity")

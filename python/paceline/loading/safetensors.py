@@ -1,0 +1,118 @@
+"""The header of a safetensors file, read strictly by us and then by the safetensors library: both must accept it.
+
+Layout: 8 bytes of header length (little endian), the header as JSON, then the tensors' bytes without holes. The library alone
+lets duplicate keys, ranks of 20 and absurd empty shapes through; we add those checks and it adds a second opinion.
+"""
+
+import dataclasses
+import math
+import os
+import stat
+import struct
+from pathlib import Path
+from typing import Any
+
+import safetensors
+
+from paceline._core import ModelFileError
+from paceline.loading.strict_json import parse_object
+
+MAX_HEADER = 16 << 20
+MAX_TENSORS = 65_536
+MAX_RANK = 8
+ITEM_SIZES = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "F8_E8M0": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2, "U32": 4, "I32": 4, "F32": 4,
+    "U64": 8, "I64": 8, "F64": 8}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """Where a tensor lies."""
+
+    file: Path
+    dtype: str
+    """As the file spells it."""
+    shape: tuple[int, ...]
+    begin: int
+    """Byte offset in the file."""
+    nbytes: int
+
+
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """Every tensor of the file. Raises ModelFileError."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO must not block
+    except OSError as error:
+        raise ModelFileError(f"{path}: cannot be read: {error.strerror}") from error
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ModelFileError(f"{path}: expected a regular file, found something else")
+        tensors = _parse(path, descriptor, status.st_size)
+    finally:
+        os.close(descriptor)
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            names = set(file.keys())
+    except Exception as error:
+        raise ModelFileError(f"{path}: the safetensors library refuses it: {error}") from error
+    if names != tensors.keys():
+        raise ModelFileError(f"{path}: expected the tensors that the safetensors library sees, found a difference: {sorted(names ^ tensors.keys())[:3]}")
+    return tensors
+
+
+def _parse(path: Path, descriptor: int, file_size: int) -> dict[str, StoredTensor]:
+    if file_size < 8:
+        raise ModelFileError(f"{path}: expected at least 8 bytes, found {file_size}")
+    (size,) = struct.unpack("<Q", os.pread(descriptor, 8, 0))
+    if not 2 <= size <= min(MAX_HEADER, file_size - 8):
+        raise ModelFileError(f"{path}: expected a header of 2 to {min(MAX_HEADER, file_size - 8)} bytes, found a length of {size}")
+    header = os.pread(descriptor, size, 8)
+    if len(header) != size or header[:1] != b"{":
+        raise ModelFileError(f"{path}: expected a header that starts with {{, found {header[:8]!r}")
+    entries = parse_object(header, str(path))
+    _check_metadata(path, entries.pop("__metadata__", {}))
+    if len(entries) > MAX_TENSORS:
+        raise ModelFileError(f"{path}: expected at most {MAX_TENSORS} tensors, found {len(entries)}")
+    start = 8 + size
+    tensors = {name: _tensor(path, name, entry, start, file_size) for name, entry in entries.items()}
+    _check_coverage(path, tensors, start, file_size)
+    return tensors
+
+
+def _check_metadata(path: Path, metadata: object) -> None:
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ModelFileError(f"{path}: expected __metadata__ to map strings to strings, found something else")
+
+
+def _tensor(path: Path, name: str, entry: Any, start: int, file_size: int) -> StoredTensor:
+    def refuse(expected: str, found: object) -> ModelFileError:
+        return ModelFileError(f"{path}: tensor {name[:100]}: expected {expected}, found {str(found)[:100]}")
+
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise refuse("dtype, shape and data_offsets", entry)
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in ITEM_SIZES:
+        raise refuse("a known dtype", dtype)
+    if not isinstance(shape, list) or len(shape) > MAX_RANK or not all(_is_int(d, 1, 2**40) for d in shape):
+        raise refuse(f"a shape of at most {MAX_RANK} positive sizes", shape)
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_int(o, 0, file_size) for o in offsets):
+        raise refuse("two data_offsets inside the file", offsets)
+    nbytes = math.prod(shape) * ITEM_SIZES[dtype]
+    if offsets[1] - offsets[0] != nbytes:
+        raise refuse(f"data_offsets of {nbytes} bytes for {dtype} {shape}", offsets)
+    return StoredTensor(path, dtype, tuple(shape), start + offsets[0], nbytes)
+
+
+def _is_int(value: object, least: int, most: int) -> bool:
+    return type(value) is int and least <= value <= most
+
+
+def _check_coverage(path: Path, tensors: dict[str, StoredTensor], start: int, file_size: int) -> None:
+    end = start
+    for name, tensor in sorted(tensors.items(), key=lambda item: item[1].begin):
+        if tensor.begin != end:
+            raise ModelFileError(f"{path}: tensor {name[:100]}: expected to begin where the one before ends, {end - start}, found {tensor.begin - start}")
+        end += tensor.nbytes
+    if end != file_size:
+        raise ModelFileError(f"{path}: expected {end} bytes in all, found {file_size}")
