@@ -15,7 +15,7 @@ constexpr int kVocab = 32, kEos = 24, kOther = 25, kHead = 26, kMiddle = 27, kTa
 // "<26>" and so on: no token's bytes lie in another's, and stop strings may begin and end inside a token.
 std::vector<std::string> bracketed() {
   std::vector<std::string> bytes;
-  for (int id = 0; id < kVocab; ++id) bytes.push_back("<" + std::to_string(id) + ">");
+  for (int id = 0; id < kVocab; ++id) bytes.push_back(message("<", id, ">"));
   return bytes;
 }
 
