@@ -84,7 +84,9 @@ int64_t Scheduler::add(const std::vector<int32_t>& prompt, const RequestParams& 
   return waiting_.back()->id;
 }
 
-void Scheduler::cancel(int64_t id) { cancelled_.push_back(id); }
+void Scheduler::cancel(int64_t id) {
+  if (id < next_id_) cancelled_.push_back(id);  // not one that a later request will get
+}
 
 std::vector<Output> Scheduler::step() {
   std::vector<Output> outputs;

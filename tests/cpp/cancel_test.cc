@@ -158,4 +158,16 @@ TEST(cancelling_everything_leaves_an_idle_engine) {
   CHECK(engine.idle());
 }
 
+// An unknown id is ignored for good: it does not lie in wait for the request that will have it.
+TEST(cancelling_an_id_nobody_has_yet) {
+  ScriptedEngine engine(options_of(1), scripts());
+  for (int64_t id = -1; id < 4; ++id) engine.cancel(id);
+  for (int script : {4, 3}) {
+    const int64_t id = engine.add(job_of(script));
+    engine.cancel(id + 1);
+    engine.drain();
+    CHECK(engine.text(id).finish == FinishReason::length, "request ", id, ": ", name_of(engine.text(id).finish));
+  }
+}
+
 TEST_MAIN()
