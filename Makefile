@@ -29,7 +29,7 @@ test: cpp-test python-test
 cpp-test: build/test/built
 	$(CTEST) --test-dir build/test --output-on-failure
 
-python-test: .venv/installed .venv/test
+python-test: .venv/installed .venv/test build/test/built
 	$(BIN)/mypy --strict python/paceline
 	$(BIN)/pytest -q -ra
 
@@ -69,7 +69,8 @@ clean:
 # ---------------------------------------------------------------------------------------------------- C++ tests
 build/%/CMakeCache.txt: .venv/build
 	$(CMAKE) -S . -B build/$* -G Ninja -DCMAKE_MAKE_PROGRAM="$(CURDIR)/$(BIN)/ninja" -DPACELINE_TESTS=ON -DPACELINE_PYTHON=OFF \
-	  -DPACELINE_SANITIZE=$(if $(filter asan,$*),ON,OFF)
+	  -DPACELINE_SANITIZE=$(if $(filter asan,$*),ON,OFF) \
+	  -DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python" -Dpybind11_DIR="$$($(BIN)/python -m pybind11 --cmakedir)"
 
 build/%/built: build/%/CMakeCache.txt $(CSRC) $(CPP_TESTS)
 	$(CMAKE) --build build/$*

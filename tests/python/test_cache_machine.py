@@ -1,0 +1,261 @@
+"""Sequences over two paged caches against plain lists: speculate, roll back, cancel, finish, fork, share a prefix, run out of pages.
+
+Pages and the rules of a cycle are the engine's own; KV rows are tags (writer, position, token). The client between them is
+short and takes planted faults, each of which the machine must see.
+"""
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+
+import paceline_testing as core
+
+MAX_LEN, DRAFT_MAX_LEN, TAU, SLOTS = 24, 21, 4, 5
+TARGET_POOL, DRAFT_POOL = 56, 40  # positions: about half of what the slots could hold, so that either pool runs short
+
+
+class Sequence:
+    def __init__(self, writer, tokens):
+        self.writer, self.tokens = writer, list(tokens)
+        self.target_cached = self.draft_cached = 0
+
+
+class Client:
+    """What a scheduler does with the caches of a target and a draft. A call returns False, and changes nothing, without pages."""
+
+    def __init__(self, page_positions, fault=None):
+        per_slot = -(-MAX_LEN // page_positions)
+        self.fault = fault
+        self.highest_target = self.highest_draft = -1
+        self.target, self.draft = (core.TaggedPages(pool // page_positions, SLOTS, per_slot, page_positions) for pool in (TARGET_POOL, DRAFT_POOL))
+
+    def start(self, slot, sequence):
+        if not self.target.reserve(slot, len(sequence.tokens) - 1):
+            return False
+        self.feed_target(slot, sequence, sequence.target_cached, sequence.tokens[:-1])
+        sequence.target_cached = len(sequence.tokens) - 1
+        return True
+
+    def catch_up(self, slot, sequence):
+        """The draft's prefill: everything but the last token."""
+        goal = min(len(sequence.tokens) - 1, DRAFT_MAX_LEN)
+        if sequence.draft_cached >= goal or not self.draft.reserve(slot, goal):
+            return
+        self.feed_draft(slot, sequence, sequence.draft_cached, sequence.tokens[:goal])
+        sequence.draft_cached = goal
+
+    def cycle(self, slot, sequence, drafts, accepted, extra, cancel):
+        length = len(sequence.tokens)
+        tau = core.clamped_tau(len(drafts), length, MAX_LEN, sequence.draft_cached, DRAFT_MAX_LEN)
+        if self.fault == "no length clamp":
+            tau = len(drafts) if sequence.draft_cached >= length - 2 else 0
+        drafts, accepted = drafts[:tau], min(accepted, tau)
+        reach = core.target_reach(length, 0 if self.fault == "lookahead not reserved" else tau)
+        if not self.target.reserve(slot, reach):
+            return False
+        if not self.draft.reserve(slot, core.draft_reach(length, tau)):
+            if self.fault != "target's pages kept when the draft has none":
+                self.target.truncate(slot, length)
+            return False
+
+        fed = sequence.draft_cached
+        if tau:
+            self.feed_draft(slot, sequence, fed, sequence.tokens + drafts[:-1])
+            fed = length + tau - 1
+        self.feed_target(slot, sequence, length - 1, sequence.tokens + drafts)
+        if cancel:
+            self.finish(slot, kept=length if self.fault == "cancel gives back only the tail" else 0)
+            return True
+
+        sequence.tokens += drafts[:accepted] + [extra]
+        new_length = len(sequence.tokens)
+        sequence.target_cached = core.cached_after(length + tau, new_length)
+        sequence.draft_cached = core.cached_after(fed, new_length)
+        if self.fault == "target not rolled back":
+            sequence.target_cached = length + tau
+        if self.fault == "target rolled back one too far" and accepted < tau:
+            sequence.target_cached -= 1
+        if self.fault == "hole in the draft after full acceptance" and accepted == tau > 0:
+            sequence.draft_cached = new_length - 1
+        if self.fault == "draft not rolled back":
+            sequence.draft_cached = fed
+        if self.fault != "pages not freed":
+            self.target.truncate(slot, new_length - (2 if self.fault == "page of the last row freed" else 0))
+            self.draft.truncate(slot, new_length)
+        return True
+
+    def fork(self, slot, parent, to, child, positions):
+        """The child starts with the first `positions` of what the parent cached, in both models."""
+        own = min(positions, parent.draft_cached)
+        if not self.target.share(slot, to, positions):
+            return False
+        if not self.draft.share(slot, to, own):
+            if self.fault != "fork keeps the target's pages when the draft has none":
+                self.target.truncate(to, 0)
+            return False
+        child.target_cached = positions
+        child.draft_cached = parent.draft_cached if self.fault == "fork believes in the parent's draft" else own
+        if not self.start(to, child):
+            self.finish(to)
+            return False
+        return True
+
+    def finish(self, slot, kept=0):
+        self.target.truncate(slot, kept)
+        if self.fault != "draft's pages kept at the end":
+            self.draft.truncate(slot, 0)
+
+    def feed_target(self, slot, sequence, first, tokens):
+        for position in range(first, len(tokens)):
+            self.highest_target = max(self.highest_target, position)
+            self.target.write(slot, position, sequence.writer, tokens[position])
+
+    def feed_draft(self, slot, sequence, first, tokens):
+        for position in range(first, len(tokens)):
+            self.highest_draft = max(self.highest_draft, position)
+            self.draft.write(slot, position, sequence.writer, tokens[position])
+
+
+TOKENS = st.integers(0, 4)
+NEAR_THE_LIMIT = st.lists(TOKENS, min_size=MAX_LEN - TAU - 2, max_size=MAX_LEN - 1)
+
+
+def machine(page_positions, fault=None):
+    class Machine(RuleBasedStateMachine):
+        def __init__(self):
+            super().__init__()
+            self.client = Client(page_positions, fault)
+            self.model = {}      # slot: (sequence, transcript, writers of the positions that a fork inherited in target and draft)
+            self.writers = 0
+
+        def free_slots(self):
+            return [slot for slot in range(SLOTS) if slot not in self.model]
+
+        def pick(self, index):
+            slot = sorted(self.model)[index % len(self.model)]
+            return slot, *self.model[slot]
+
+        def new(self, tokens):
+            self.writers += 1
+            return Sequence(self.writers, tokens)
+
+        @precondition(lambda self: self.free_slots())
+        @rule(tokens=st.one_of(st.lists(TOKENS, min_size=1, max_size=9), NEAR_THE_LIMIT))
+        def start(self, tokens):
+            sequence, slot = self.new(tokens), self.free_slots()[0]
+            if self.client.start(slot, sequence):
+                self.model[slot] = (sequence, list(tokens), ([], []))
+
+        @precondition(lambda self: self.model)
+        @rule(index=st.integers(0, 99), drafts=st.lists(TOKENS, max_size=TAU), accepted=st.integers(0, TAU), extra=TOKENS, cancel=st.booleans())
+        def speculate(self, index, drafts, accepted, extra, cancel):
+            slot, sequence, transcript, _ = self.pick(index)
+            length, cancel = len(transcript), cancel and index % 4 == 0
+            if length >= MAX_LEN:
+                return
+            tau = max(0, min(len(drafts), MAX_LEN - length - 1, DRAFT_MAX_LEN - length + 1)) if sequence.draft_cached >= length - 2 else 0
+            if not self.client.cycle(slot, sequence, drafts, accepted, extra, cancel):
+                return
+            if cancel:
+                del self.model[slot]
+            else:
+                transcript += drafts[:min(accepted, tau)] + [extra]
+
+        @precondition(lambda self: self.model)
+        @rule(index=st.integers(0, 99))
+        def catch_up(self, index):
+            slot, sequence, *_ = self.pick(index)
+            self.client.catch_up(slot, sequence)
+
+        @precondition(lambda self: self.model)
+        @rule(index=st.integers(0, 99))
+        def finish(self, index):
+            slot, *_ = self.pick(index)
+            self.client.finish(slot)
+            del self.model[slot]
+
+        @precondition(lambda self: self.model and self.free_slots())
+        @rule(index=st.integers(0, 99), positions=st.integers(0, MAX_LEN), suffix=st.lists(TOKENS, min_size=1, max_size=3), whole=st.booleans())
+        def fork(self, index, positions, suffix, whole):
+            slot, parent, transcript, inherited = self.pick(index)
+            cached = len(transcript) - 1
+            positions = cached if whole else min(positions, cached)
+            tokens = transcript if whole else (transcript[:positions] + suffix)[:MAX_LEN]
+            if len(tokens) <= positions:
+                return
+            child, to = self.new(tokens), self.free_slots()[0]
+            own = min(positions, parent.draft_cached)
+            if self.client.fork(slot, parent, to, child, positions):
+                writers = [(old + [parent.writer] * cached)[:shared] for old, shared in zip(inherited, (positions, own), strict=True)]
+                self.model[to] = (child, list(tokens), writers)
+
+        @invariant()
+        def nothing_is_written_beyond_the_limit(self):
+            assert self.client.highest_target < MAX_LEN - 1, "write trace"  # the last token is never fed
+            assert self.client.highest_draft < DRAFT_MAX_LEN, "write trace of the draft"
+
+        @invariant()
+        def caches_hold_prefixes(self):
+            for slot, (sequence, transcript, inherited) in self.model.items():
+                assert sequence.tokens == transcript, "transcript"
+                assert sequence.target_cached == len(transcript) - 1, "cached length"
+                assert 0 <= sequence.draft_cached <= len(transcript) - 1, "cached length of the draft"
+                caches = (self.client.target, sequence.target_cached), (self.client.draft, sequence.draft_cached)
+                for (pages, cached), writers in zip(caches, inherited, strict=True):
+                    for position in range(cached):
+                        writer = writers[position] if position < len(writers) else sequence.writer
+                        assert pages.read(slot, position) == (writer, position, transcript[position]), "content"
+
+        @invariant()
+        def pages_are_where_they_belong(self):
+            for pages in (self.client.target, self.client.draft):
+                tables = {slot: pages.table(slot) for slot in range(SLOTS)}
+                for slot, table in tables.items():
+                    length = len(self.model[slot][1]) if slot in self.model else 0
+                    assert len(table) <= -(-length // page_positions), "pages held"
+                if pages is self.client.target:
+                    for slot, (sequence, *_) in self.model.items():
+                        assert len(tables[slot]) >= -(-sequence.target_cached // page_positions), "pages held"
+                held = [page for table in tables.values() for page in table]
+                for page in set(held):
+                    assert pages.references(page) == held.count(page), "references"
+                assert len(set(held)) + pages.num_free == pages.num_pages, "conservation"
+                for slot, (sequence, *_) in self.model.items():  # where the next row goes
+                    next_page = sequence.target_cached // page_positions
+                    if pages is self.client.target and next_page < len(tables[slot]):
+                        assert held.count(tables[slot][next_page]) == 1, "the page to be written belongs to two"
+
+    return Machine
+
+
+def run(page_positions, fault=None, examples=400):
+    phases = [Phase.generate] if fault else [Phase.generate, Phase.shrink]
+    run_state_machine_as_test(machine(page_positions, fault), settings=settings(
+        max_examples=examples, stateful_step_count=50, deadline=None, database=None, derandomize=True, phases=phases, print_blob=False,
+        report_multiple_bugs=False, suppress_health_check=list(HealthCheck)))
+
+
+@pytest.mark.parametrize("page_positions", [1, 4, 8])
+def test_sequences_are_lists(page_positions):
+    run(page_positions)
+
+
+@pytest.mark.parametrize("fault, complaint", [
+    ("target not rolled back", "cached length"),
+    ("target rolled back one too far", "cached length"),
+    ("draft not rolled back", "cached length of the draft"),
+    ("hole in the draft after full acceptance", "content"),
+    ("lookahead not reserved", "outside the"),
+    ("no length clamp", "write trace"),
+    ("pages not freed", "pages held"),
+    ("page of the last row freed", "outside the"),
+    ("draft's pages kept at the end", "pages held"),
+    ("cancel gives back only the tail", "pages held"),
+    ("target's pages kept when the draft has none", "pages held"),
+    ("fork keeps the target's pages when the draft has none", "pages held"),
+    ("fork believes in the parent's draft", "cached length of the draft"),
+])
+def test_a_planted_fault_is_seen(fault, complaint):
+    with pytest.raises((AssertionError, ValueError), match=complaint):
+        run(4, fault, examples=1000)
