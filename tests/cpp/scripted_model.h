@@ -47,6 +47,9 @@ class ScriptedModel final : public Model {
     if (before_forward) before_forward();
     require(*rows.live >= 0 && *rows.live <= rows.capacity && *rows.live <= limits_.max_rows, "rows of a pass: ", *rows.live);
     for (int row = 0; row < *rows.live; ++row) write(rows.slot[row], rows.position[row], rows.token[row]);
+    // A slot drafts with one row, or two after full acceptance: results of the first pass have no room for a third.
+    if (logits && role_ == Role::draft)
+      for (int row = 2; row < *rows.live; ++row) require(rows.slot[row] != rows.slot[row - 2], "three rows of slot ", rows.slot[row], " in a draft pass");
     if (logits)
       for (int row = 0; row < *rows.live; ++row)
         choose(rows.slot[row], rows.position[row], logits + size_t(row) * vocab_size_);

@@ -1,0 +1,219 @@
+// Acceptance is exactly what theory says, and the token exactly what the seed says: bugs that leave the law right and only make
+// drafts worse (a hole in the draft's cache, the draft's noise one position off) show nowhere else.
+#include <limits>
+
+#include "cpp/table_engine.h"
+#include "math/noise.h"
+
+using namespace paceline;
+using namespace paceline::test;
+
+namespace {
+
+constexpr int kIds = 5;
+const std::vector<int32_t> kPrompt = {2, 4, 1};
+
+// Probability that the draft's proposal is accepted, given the two laws of that row (design section 1, alpha).
+double exact_acceptance(Acceptance rule, const std::vector<double>& target, const std::vector<double>& draft) {
+  double sum = 0;
+  for (size_t x = 0; x < target.size(); ++x) {
+    if (rule == Acceptance::rejection) {
+      sum += std::min(target[x], draft[x]);
+    } else if (target[x] > 0 && draft[x] > 0) {  // both argmaxes fall on x
+      double worst = 0;
+      for (size_t y = 0; y < target.size(); ++y) worst += std::max(target[y] / target[x], draft[y] / draft[x]);
+      sum += 1 / worst;
+    }
+  }
+  return sum;
+}
+
+struct Text {
+  std::vector<int> tokens;  // prompt first
+  std::vector<float> logprobs;
+  FinishReason finish = FinishReason::none;
+  RequestStats stats;
+};
+
+RequestParams sampling(double temperature, int max_tokens, uint64_t seed) {
+  RequestParams p;
+  p.temperature = temperature;
+  p.max_tokens = max_tokens;
+  p.seed = seed;
+  p.logprobs = 0;
+  return p;
+}
+
+std::vector<Text> decode(TableEngine& engine, const std::vector<RequestParams>& requests) {
+  std::vector<Text> texts(requests.size());
+  std::map<int64_t, size_t> place;
+  for (size_t i = 0; i < requests.size(); ++i) {
+    texts[i].tokens.assign(kPrompt.begin(), kPrompt.end());
+    place[engine->add(kPrompt, requests[i])] = i;
+  }
+  while (!engine->idle())
+    for (const Output& output : engine->step()) {
+      Text& text = texts[place.at(output.request)];
+      text.tokens.insert(text.tokens.end(), output.tokens.begin(), output.tokens.end());
+      text.logprobs.insert(text.logprobs.end(), output.logprobs.begin(), output.logprobs.end());
+      text.finish = output.finish;
+      text.stats = output.stats;
+    }
+  return texts;
+}
+
+// z of sum(A_j - b_j), a martingale: b_j is the exact acceptance of row j given everything before it.
+double acceptance_z(Acceptance rule, DraftKind kind, const RequestParams& base, int batch, long judged_goal, double* mean) {
+  constexpr int kTau = 3, kTokens = 20;
+  TableEngine engine(table_pair(kIds, kind), rule, kTau, batch, 64);
+  std::map<int64_t, std::vector<int>> texts;
+  std::map<std::pair<int, int>, double> known;  // by the last two tokens, when nothing else matters
+  const bool has_history = base.repetition_penalty != 1 || base.frequency_penalty != 0;
+  double sum = 0, variance = 0, accepted = 0;
+  long judged = 0;
+  uint64_t seed = 1;
+  const auto ask = [&] {
+    RequestParams p = base;
+    p.max_tokens = kTokens;
+    p.seed = seed++;
+    texts[engine->add(kPrompt, p)].assign(kPrompt.begin(), kPrompt.end());
+  };
+  for (int i = 0; i < batch; ++i) ask();
+  while (judged < judged_goal)
+    for (const Output& output : engine->step()) {
+      std::vector<int>& text = texts.at(output.request);
+      for (int j = 0; j < output.tau && j <= output.accepted; ++j) {
+        const std::pair context{text[text.size() - 2], text.back()};
+        auto found = known.find(context);
+        double b;
+        if (found == known.end() || has_history) {
+          b = exact_acceptance(rule, engine.target_law(base, text, int(kPrompt.size())), engine.draft_law(base, text, int(kPrompt.size())));
+          known[context] = b;
+        } else {
+          b = found->second;
+        }
+        sum += (j < output.accepted) - b;
+        variance += b * (1 - b);
+        accepted += j < output.accepted;
+        ++judged;
+        text.push_back(output.tokens[j]);
+      }
+      for (size_t j = std::min(output.tau, output.accepted + 1); j < output.tokens.size(); ++j) text.push_back(output.tokens[j]);
+      if (output.finish == FinishReason::none) continue;
+      texts.erase(output.request);
+      ask();
+    }
+  *mean = accepted / double(judged);
+  return variance > 0 ? sum / std::sqrt(variance) : sum;
+}
+
+}  // namespace
+
+TEST(acceptance_is_its_exact_expectation) {
+  for (Acceptance rule : {Acceptance::coupled, Acceptance::rejection})
+    for (DraftKind kind : {DraftKind::noisy, DraftKind::reversed, DraftKind::smaller, DraftKind::larger})
+      for (int variant = 0; variant < 3; ++variant) {
+        RequestParams p;
+        p.temperature = variant == 2 ? 0.7 : 1.0;
+        if (variant == 1) p.top_k = 4, p.top_p = 0.9, p.repetition_penalty = 1.2, p.frequency_penalty = 0.1;
+        double mean;
+        const double z = acceptance_z(rule, kind, p, variant == 2 ? 7 : 1, variant == 1 ? 40000 : 160000, &mean);
+        CHECK(std::fabs(z) < 5, "rule ", int(rule), ", draft ", int(kind), ", variant ", variant, ": z = ", z, ", mean acceptance ", mean);
+        if (variant == 0 && kind == DraftKind::noisy) std::printf("      %s: %.4f accepted, z = %.2f\n", rule == Acceptance::coupled ? "coupled" : "rejection", mean, z);
+      }
+}
+
+TEST(a_draft_that_is_the_target_is_always_accepted) {
+  for (Acceptance rule : {Acceptance::coupled, Acceptance::rejection})
+    for (double temperature : {0.0, 0.7, 1.0}) {
+      TableEngine engine(table_pair(kIds, DraftKind::equal), rule, 4, 3, 64);
+      std::vector<RequestParams> requests;
+      for (int i = 0; i < 200; ++i) requests.push_back(sampling(temperature, 50, uint64_t(i)));
+      for (const Text& text : decode(engine, requests))
+        CHECK(text.stats.num_draft_tokens > 30 && text.stats.num_accepted_draft_tokens == text.stats.num_draft_tokens, "rule ", int(rule),
+              ", T ", temperature, ": ", text.stats.num_accepted_draft_tokens, " of ", text.stats.num_draft_tokens);
+    }
+}
+
+// Under `coupled` a token is argmax(logits / T + Gumbel(seed, position, id)), whatever the draft did. The position counts from the
+// prompt's first token, which no law can tell.
+TEST(a_coupled_token_is_what_its_seed_says) {
+  for (DraftKind kind : kDraftKinds) {
+    TableEngine engine(table_pair(kIds, kind), Acceptance::coupled, 4, 2, 64);
+    const TablePair pair = table_pair(kIds, kind);
+    for (const double temperature : {0.6, 1.0}) {
+      std::vector<RequestParams> requests;
+      for (int i = 0; i < 100; ++i) requests.push_back(sampling(temperature, 40, uint64_t(i) * 0x9E3779B97F4A7C15u));
+      const std::vector<Text> texts = decode(engine, requests);
+      for (size_t i = 0; i < texts.size(); ++i)
+        for (size_t at = kPrompt.size(); at < texts[i].tokens.size(); ++at) {
+          const float* row = pair.target.row(texts[i].tokens[at - 2], texts[i].tokens[at - 1]);
+          int best = 0;
+          double most = -INFINITY;
+          for (int id = 0; id < kIds; ++id) {
+            const double e = exponential_at({requests[i].seed, uint32_t(at), 0, Purpose::token, 0}, uint32_t(id));
+            const double score = double(row[id]) / temperature - std::log(e);
+            if (score > most) most = score, best = id;
+          }
+          CHECK(texts[i].tokens[at] == best, "draft ", int(kind), ", request ", i, ", position ", at);
+        }
+    }
+  }
+}
+
+// Rows after the first mismatch are conditioned on tokens that do not exist: NaN there must not be met. In a row that is reached
+// it ends its own request, after what was emitted before, and no other.
+TEST(a_broken_row_counts_only_if_it_is_reached) {
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  const TablePair pair = table_pair(kIds, DraftKind::noisy);
+  for (Acceptance rule : {Acceptance::coupled, Acceptance::rejection}) {
+    std::vector<RequestParams> requests;
+    for (int i = 0; i < 5; ++i) requests.push_back(sampling(1.0, 40, uint64_t(i)));
+    TableEngine sound(pair, rule, 4, 5, 64);
+    const std::vector<Text> want = decode(sound, requests);
+
+    TableEngine unreached(pair, rule, 4, 5, 64);
+    long broken = 0;
+    unreached.target().after_row = [&](int slot, int position, int32_t token, float* logits) {
+      if (size_t(position) < want[slot].tokens.size() && want[slot].tokens[position] != token) logits[1] = nan, ++broken;
+    };
+    std::vector<Text> got = decode(unreached, requests);
+    CHECK(broken > 20, broken);
+    for (int i = 0; i < 5; ++i)
+      CHECK(got[i].tokens == want[i].tokens && got[i].logprobs == want[i].logprobs && got[i].finish == FinishReason::length, "rule ", int(rule), ", request ", i);
+
+    for (int at : {3, 4, 11, 30}) {
+      TableEngine reached(pair, rule, 4, 5, 64);
+      reached.target().after_row = [&](int slot, int position, int32_t token, float* logits) {
+        if (slot == 2 && position == at - 1 && token == want[2].tokens[at - 1]) logits[0] = nan;
+      };
+      got = decode(reached, requests);
+      for (int i = 0; i < 5; ++i) {
+        if (i == 2) {
+          CHECK(got[i].finish == FinishReason::error, "position ", at);
+          CHECK(got[i].tokens == std::vector<int>(want[i].tokens.begin(), want[i].tokens.begin() + at), "position ", at);
+        } else {
+          CHECK(got[i].tokens == want[i].tokens && got[i].logprobs == want[i].logprobs, "rule ", int(rule), ", request ", i, ", position ", at);
+        }
+      }
+    }
+  }
+}
+
+// A draft row without a usable distribution proposes nothing: the drafts before it are verified, and decoding goes on.
+TEST(a_broken_draft_row_proposes_nothing) {
+  const TablePair pair = table_pair(kIds, DraftKind::noisy);
+  std::vector<RequestParams> requests;
+  for (int i = 0; i < 3; ++i) requests.push_back(sampling(1.0, 40, uint64_t(i)));
+  TableEngine sound(pair, Acceptance::coupled, 4, 3, 64), broken(pair, Acceptance::coupled, 4, 3, 64);
+  broken.draft().after_row = [](int, int position, int32_t, float* logits) {
+    if (position % 3 == 0) logits[2] = std::numeric_limits<float>::infinity();
+  };
+  const std::vector<Text> want = decode(sound, requests), got = decode(broken, requests);
+  for (int i = 0; i < 3; ++i) {
+    CHECK(got[i].tokens == want[i].tokens && got[i].logprobs == want[i].logprobs, "request ", i);
+    CHECK(got[i].stats.num_draft_tokens > 5 && got[i].stats.num_draft_tokens < want[i].stats.num_draft_tokens, got[i].stats.num_draft_tokens);
+  }
+}
+
+TEST_MAIN()

@@ -1,0 +1,106 @@
+// An engine over two tables, and what requests to it should do: shared by the tests of the law and of acceptance.
+#pragma once
+
+#include <map>
+
+#include "cpp/table_model.h"
+#include "cpp/test.h"
+#include "reference/chi_square.h"
+#include "reference/processors.h"
+
+namespace paceline::test {
+
+enum class DraftKind { equal, noisy, reversed, one_hot, smaller, larger };
+constexpr DraftKind kDraftKinds[] = {DraftKind::equal, DraftKind::noisy, DraftKind::reversed, DraftKind::one_hot, DraftKind::smaller, DraftKind::larger};
+
+// The target's vocabulary is padded by 2 ids that do not exist, with logits no processor would survive.
+constexpr int kPadding = 2;
+
+inline Table target_table(int ids, unsigned seed = 1) {
+  const Table real = random_table(ids, seed);
+  Table table{ids + kPadding, std::vector<float>(size_t(ids + kPadding) * (ids + kPadding) * (ids + kPadding), 1000.0f)};
+  for (int before = 0; before < ids; ++before)
+    for (int last = 0; last < ids; ++last)
+      std::copy(real.row(before, last), real.row(before, last) + ids, table.logits.begin() + (size_t(before) * table.vocab + last) * table.vocab);
+  return table;
+}
+
+// A draft over `vocab` ids that knows something, nothing, or the wrong thing about the target.
+inline Table draft_table(const Table& target, int ids, DraftKind kind, unsigned seed = 2) {
+  const int vocab = kind == DraftKind::smaller ? ids - 1 : kind == DraftKind::larger ? ids + 4 : ids;
+  Table table = random_table(vocab, seed);
+  for (int before = 0; before < std::min(ids, vocab); ++before)
+    for (int last = 0; last < std::min(ids, vocab); ++last) {
+      float* row = table.logits.data() + (size_t(before) * vocab + last) * vocab;
+      const float* truth = target.row(before, last);
+      for (int token = 0; token < vocab; ++token) {
+        if (token >= ids) row[token] = 1000;  // ids beyond the target's: must never be proposed
+        else if (kind == DraftKind::equal) row[token] = truth[token];
+        else if (kind == DraftKind::reversed) row[token] = -truth[token];
+        else if (kind == DraftKind::one_hot) row[token] = token == (before + last) % vocab ? 40.0f : 0.0f;
+        else row[token] = truth[token] + 0.7f * row[token];
+      }
+    }
+  return table;
+}
+
+struct TablePair {
+  int ids;
+  Table target, draft;
+};
+
+inline TablePair table_pair(int ids, DraftKind kind) {
+  const Table target = target_table(ids);
+  return {ids, target, draft_table(target, ids, kind)};
+}
+
+class TableEngine {
+ public:
+  TableEngine(const TablePair& pair, Acceptance acceptance, int tau, int batch, int max_len = 32)
+      : pair_(pair), backend_(make_cpu_backend(1, "")), engine_([&] {
+          EngineOptions options;
+          options.num_speculative_tokens = tau;
+          options.acceptance = acceptance;
+          options.max_model_len = max_len;
+          options.max_num_seqs = batch;
+          options.kv_dtype = DType::fp32;
+          options.kv_cache_tokens = batch * max_len;
+          options.prefill_chunk = 64;
+          options.vocab_limit = pair.ids;
+          const Engine::ModelLimits limits = Engine::limits_of(options, max_len);
+          auto target = std::make_unique<TableModel>(*backend_, pair.target, limits);
+          auto draft = std::make_unique<TableModel>(*backend_, pair.draft, limits);
+          target_ = target.get();
+          draft_ = draft.get();
+          return std::make_unique<Engine>(backend_, std::move(target), std::move(draft), options);
+        }()) {}
+
+  Engine& operator*() { return *engine_; }
+  Engine* operator->() { return engine_.get(); }
+  TableModel& target() { return *target_; }
+  TableModel& draft() { return *draft_; }
+
+  // The law of the token after `tokens`, by the target or the draft; [ids] (a draft of fewer ids cannot propose the rest).
+  std::vector<double> target_law(const RequestParams& p, const std::vector<int>& tokens, int prompt_length) const {
+    return law_of(pair_.target, pair_.ids, p, tokens, prompt_length);
+  }
+  std::vector<double> draft_law(const RequestParams& p, const std::vector<int>& tokens, int prompt_length) const {
+    std::vector<double> law = law_of(pair_.draft, std::min(pair_.ids, pair_.draft.vocab), p, tokens, prompt_length);
+    law.resize(pair_.ids, 0.0);
+    return law;
+  }
+
+ private:
+  static std::vector<double> law_of(const Table& table, int limit, const RequestParams& p, const std::vector<int>& tokens, int prompt_length) {
+    const auto known = [&](int token) { return token < table.vocab ? token : 0; };
+    const int last = known(tokens.back()), before = tokens.size() > 1 ? known(tokens[tokens.size() - 2]) : 0;
+    return reference::law(reference::processed_logits(table.row(before, last), limit, p, tokens, prompt_length), p);
+  }
+
+  TablePair pair_;
+  std::shared_ptr<Backend> backend_;
+  TableModel *target_ = nullptr, *draft_ = nullptr;
+  std::unique_ptr<Engine> engine_;
+};
+
+}  // namespace paceline::test
