@@ -46,17 +46,20 @@ std::vector<CycleTrace> expected_cycles(const Script& script, int prompt_length,
 
 void check_ended_by_length(const Text& text, const Script& script, int prompt_length, const Case& c, const std::string& where) {
   CHECK(text.finish == FinishReason::length, where, ": ended by \"", name_of(text.finish), "\"");
-  CHECK(int(text.tokens.size()) == c.end_length - prompt_length, where, ": ", text.tokens.size(), " tokens, expected ", c.end_length - prompt_length);
-  CHECK(std::equal(text.tokens.begin(), text.tokens.end(), script.tokens.begin() + prompt_length), where, ": not the target's text");
+  CHECK(int(text.tokens.size()) == c.end_length - prompt_length, where, ": ", text.tokens.size(), " tokens, expected ",
+        c.end_length - prompt_length);
+  CHECK(std::equal(text.tokens.begin(), text.tokens.end(), script.tokens.begin() + prompt_length), where,
+        ": not the target's text");
   const std::vector<CycleTrace> cycles = expected_cycles(script, prompt_length, c);
   CHECK(text.cycles.size() == cycles.size(), where, ": ", text.cycles.size(), " cycles, expected ", cycles.size());
   for (size_t i = 0; i < cycles.size(); ++i)
-    CHECK(text.cycles[i].tau == cycles[i].tau && text.cycles[i].accepted == cycles[i].accepted && text.cycles[i].emitted == cycles[i].emitted, where,
-          ", cycle ", i, ": ", text.cycles[i].accepted, " of ", text.cycles[i].tau, " accepted, expected ", cycles[i].accepted, " of ", cycles[i].tau);
+    CHECK(text.cycles[i] == cycles[i], where, ", cycle ", i, ": ", text.cycles[i].accepted, " of ", text.cycles[i].tau,
+          " accepted, expected ", cycles[i].accepted, " of ", cycles[i].tau);
 }
 
 // Every token but the last is fed to the target once, every draft once; the draft is fed what it lacks, when it drafts.
-void check_rows_fed(const ScriptedEngine& engine, const std::vector<Job>& jobs, const std::vector<Text>& texts, const std::string& where) {
+void check_rows_fed(const ScriptedEngine& engine, const std::vector<Job>& jobs, const std::vector<Text>& texts,
+                    const std::string& where) {
   size_t target_rows = 0, draft_rows = 0;
   for (size_t i = 0; i < jobs.size(); ++i) {
     int length = jobs[i].prompt_length, cached = 0;
@@ -70,8 +73,10 @@ void check_rows_fed(const ScriptedEngine& engine, const std::vector<Job>& jobs, 
       length += cycle.emitted;
     }
   }
-  CHECK(engine.target->trace().size() == target_rows, where, ": ", engine.target->trace().size(), " rows of the target, expected ", target_rows);
-  CHECK(engine.draft->trace().size() == draft_rows, where, ": ", engine.draft->trace().size(), " rows of the draft, expected ", draft_rows);
+  CHECK(engine.target->trace().size() == target_rows, where, ": ", engine.target->trace().size(),
+        " rows of the target, expected ", target_rows);
+  CHECK(engine.draft->trace().size() == draft_rows, where, ": ", engine.draft->trace().size(), " rows of the draft, expected ",
+        draft_rows);
 }
 
 // The last token is never fed: nothing is written at end_length - 1 or beyond, not even a draft that is rejected.
@@ -100,7 +105,8 @@ Job job_of(int script, int prompt_length, int max_tokens) {
 
 // `batch` ragged requests in a context with `room` tokens left for the first; max_tokens = room + `allowed_more`, or none.
 // Returns how many requests were decoded.
-int check_room(int tau, int accepted, int prompt_length, int room, int batch, bool limited, int allowed_more, const std::string& where) {
+int check_room(int tau, int accepted, int prompt_length, int room, int batch, bool limited, int allowed_more,
+               const std::string& where) {
   const int max_model_len = prompt_length + room;
   if (limited && room + allowed_more < 1) return 0;
   auto scripts = std::make_shared<Scripts>();
@@ -153,7 +159,8 @@ TEST(context_limit) {
   int cases = 0, decoded = 0;
   for_grid([&](int tau, int accepted, int prompt_length, int batch) {
     for (int room = -2; room <= tau + 2; ++room, ++cases)
-      decoded += check_room(tau, accepted, prompt_length, room, batch, false, 0, describe(tau, accepted, prompt_length, batch, room));
+      decoded += check_room(tau, accepted, prompt_length, room, batch, false, 0,
+                            describe(tau, accepted, prompt_length, batch, room));
   });
   std::printf("%d cases, %d requests decoded\n", cases, decoded);
   CHECK(cases >= 6000, cases);
@@ -165,7 +172,8 @@ TEST(max_tokens_against_the_room) {
     if ((prompt_length + accepted) % 4) return;  // every residue and every accepted, a quarter of their pairs
     for (int room = 1; room <= tau + 2; ++room)
       for (int more : {-1, 0, 1})
-        check_room(tau, accepted, prompt_length, room, batch, true, more, describe(tau, accepted, prompt_length, batch, room) + message(", max_tokens ", room + more));
+        check_room(tau, accepted, prompt_length, room, batch, true, more,
+                   describe(tau, accepted, prompt_length, batch, room) + message(", max_tokens ", room + more));
   });
 }
 
@@ -198,8 +206,8 @@ TEST(cache_smaller_than_the_context) {
 TEST(draft_with_a_shorter_context) {
   for_grid([&](int tau, int accepted, int prompt_length, int batch) {
     for (int reach = -2; reach <= tau + 2; ++reach) {
-      const std::string where = describe(tau, accepted, prompt_length, batch, 2 * tau + 6) + message(", the draft ends at ", prompt_length + reach);
       const int max_model_len = prompt_length + 2 * tau + 6, draft_max_len = prompt_length + reach;
+      const std::string where = message(describe(tau, accepted, prompt_length, batch, 2 * tau + 6), ", draft_max_len ", draft_max_len);
       auto scripts = std::make_shared<Scripts>();
       std::vector<Job> jobs;
       for (int i = 0; i < batch; ++i) {
@@ -228,7 +236,8 @@ TEST(no_draft_rows_without_drafts) {
     if (max_tokens > 2) job.params.num_speculative_tokens = 0;
     ScriptedEngine engine(options_of(4, 1, 256), scripts);
     CHECK(int(engine.run({job})[0].tokens.size()) == max_tokens);
-    CHECK(engine.draft->trace().empty(), "max_tokens ", max_tokens, ": ", engine.draft->trace().size(), " rows of the draft in vain");
+    CHECK(engine.draft->trace().empty(), "max_tokens ", max_tokens, ": ", engine.draft->trace().size(),
+          " rows of the draft in vain");
   }
 }
 
@@ -253,7 +262,8 @@ TEST(tiny_capacities) {
                 scripts->push_back(dialled(i, prompt_length, (i + chunk) % (tau + 1), 200));
                 const Job job = job_of(i, prompt_length, 1 + (i * 5 + tau) % 9);
                 const bool fits_context = prompt_length < max_model_len;
-                const bool fits_cache = prompt_length < cache && std::min(max_model_len, prompt_length + job.params.max_tokens) <= cache;
+                const int end = std::min(max_model_len, prompt_length + job.params.max_tokens);
+                const bool fits_cache = prompt_length < cache && end <= cache;
                 if (fits_context && fits_cache) taken.push_back({job, engine.add(job)});
                 else if (fits_context) CHECK_THROWS(engine.add(job), CapacityError, "raise kv_cache_tokens");
                 else CHECK_THROWS(engine.add(job), std::invalid_argument, "prompt must be shorter");
@@ -263,10 +273,12 @@ TEST(tiny_capacities) {
               for (const auto& [job, id] : taken) {
                 const Text& text = engine.text(id);
                 const int expected = std::min(max_model_len - job.prompt_length, job.params.max_tokens);
-                const std::string where = message("cache ", cache, ", slots ", slots, ", tau ", tau, ", chunk ", chunk, ", requests ", requests,
-                                                  ", context ", max_model_len, ", request ", id);
-                CHECK(text.finish == FinishReason::length && int(text.tokens.size()) == expected, where, ": ", text.tokens.size(), " tokens");
-                CHECK(std::equal(text.tokens.begin(), text.tokens.end(), scripts->at(job.script).tokens.begin() + job.prompt_length), where);
+                const std::string where = message("cache ", cache, ", slots ", slots, ", tau ", tau, ", chunk ", chunk,
+                                                  ", requests ", requests, ", context ", max_model_len, ", request ", id);
+                CHECK(text.finish == FinishReason::length && int(text.tokens.size()) == expected, where, ": ",
+                      text.tokens.size(), " tokens");
+                CHECK(std::equal(text.tokens.begin(), text.tokens.end(),
+                                 scripts->at(job.script).tokens.begin() + job.prompt_length), where);
                 ++decoded;
               }
             }

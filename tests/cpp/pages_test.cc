@@ -143,7 +143,8 @@ TEST(random_operations_conserve_pages) {
     const int size = 1 << below(4), slots = 1 + below(5), num_pages = 1 + below(20), per_slot = 1 + below(8);
     Pages pages(num_pages, slots, per_slot, size);
     for (int step = 0; step < 60; ++step) {
-      const int slot = below(slots), other = below(slots), positions = below(per_slot * size + 1), held = pages.held(slot), free = pages.num_free();
+      const int slot = below(slots), other = below(slots), positions = below(per_slot * size + 1);
+      const int held = pages.held(slot), free = pages.num_free();
       Pages::Copy copy;
       if (below(3) == 0) {
         pages.truncate(slot, positions);
@@ -191,7 +192,8 @@ TEST(a_forked_cache_holds_its_parents_rows) {
       const int last = cache.pages().table(0)[positions / kPagePositions];
       if (positions % kPagePositions) {
         for (int i = 0; i < layers; ++i)
-          for (void* plane : {cache.layer(i).keys, cache.layer(i).values}) std::memset(static_cast<char*>(plane) + last * page, 0, page);
+          for (void* plane : {cache.layer(i).keys, cache.layer(i).values})
+            std::memset(static_cast<char*>(plane) + last * page, 0, page);
         CHECK(cache.hashes(0, positions, shape)[positions - 1] != parent[positions - 1]);
       }
       CHECK(cache.hashes(2, positions, shape) == fork);

@@ -1,6 +1,7 @@
 // An engine over scripted models, its outputs collected, and what every run of it must satisfy.
 #pragma once
 
+#include <algorithm>
 #include <map>
 
 #include "cpp/scripted_model.h"
@@ -20,9 +21,11 @@ struct Job {
 
 struct CycleTrace {
   int tau, accepted, emitted;
+  bool operator==(const CycleTrace&) const = default;
 };
 
 struct Text {
+  Job job;
   std::vector<int> tokens;
   std::vector<float> logprobs;
   std::vector<std::vector<TopLogprob>> top_logprobs;
@@ -61,7 +64,7 @@ class ScriptedEngine {
   }
   int64_t add(const Job& job) {
     const int64_t id = engine_->add(prompt(job), job.params);
-    texts_[id];
+    texts_[id].job = job;
     return id;
   }
   void cancel(int64_t id) { engine_->cancel(id); }
@@ -86,6 +89,8 @@ class ScriptedEngine {
       text.target_kv = output.target_kv_hashes;
       text.draft_kv = output.draft_kv_hashes;
     }
+    for (ScriptedModel* model : {target, draft})
+      if (model) check_held(*model);
   }
 
   // Until all requests have ended. Nothing may hang: `most_steps` is the watchdog. Afterwards nothing is held.
@@ -113,9 +118,12 @@ class ScriptedEngine {
     for (const auto& [id, text] : texts_) sum += text.stats;
     const RequestStats all = engine_->stats();
     CHECK(all.num_requests == int64_t(texts_.size()), all.num_requests, " requests counted of ", texts_.size());
-    CHECK(all.num_cycles == sum.num_cycles && all.num_emitted_tokens == sum.num_emitted_tokens, all.num_emitted_tokens, " tokens counted");
-    CHECK(all.num_draft_tokens == sum.num_draft_tokens && all.num_accepted_draft_tokens == sum.num_accepted_draft_tokens, "drafts counted");
-    CHECK(all.drafted_per_position == sum.drafted_per_position && all.accepted_per_position == sum.accepted_per_position, "counts per position");
+    CHECK(all.num_cycles == sum.num_cycles && all.num_emitted_tokens == sum.num_emitted_tokens, all.num_emitted_tokens,
+          " tokens counted");
+    CHECK(all.num_draft_tokens == sum.num_draft_tokens && all.num_accepted_draft_tokens == sum.num_accepted_draft_tokens,
+          "drafts counted");
+    CHECK(all.drafted_per_position == sum.drafted_per_position && all.accepted_per_position == sum.accepted_per_position,
+          "counts per position");
     for (ScriptedModel* model : {target, draft}) {
       if (!model) continue;
       const Pages& pages = model->cache().pages();
@@ -126,6 +134,20 @@ class ScriptedEngine {
   ScriptedModel *target, *draft;  // draft may be null
 
  private:
+  // Between cycles a slot holds pages for the tokens it has, and no more: what rejected drafts needed has been given back.
+  void check_held(ScriptedModel& model) {
+    const Pages& pages = model.cache().pages();
+    for (int slot = 0; slot < model.num_slots(); ++slot) {
+      if (pages.held(slot) == 0) continue;
+      const int script = model.tag(slot, 0).token;
+      const auto is_it = [&](const auto& each) { return each.second.finish == FinishReason::none && each.second.job.script == script; };
+      const auto live = std::find_if(texts_.begin(), texts_.end(), is_it);
+      CHECK(live != texts_.end(), "slot ", slot, " holds pages of nobody");
+      const int length = live->second.job.prompt_length + int(live->second.tokens.size());
+      CHECK(pages.held(slot) <= pages.pages_for(length), "slot ", slot, " holds ", pages.held(slot), " pages for ", length, " tokens");
+    }
+  }
+
   std::shared_ptr<const Scripts> scripts_;
   std::unique_ptr<Engine> engine_;
   std::map<int64_t, Text> texts_;
@@ -146,8 +168,8 @@ inline void check_stats(const Text& text, const std::string& where) {
   std::vector<int64_t> drafted_at, accepted_at;
   for (const CycleTrace& cycle : text.cycles) {
     drafted += cycle.tau, accepted += cycle.accepted, emitted += cycle.emitted;
-    CHECK(cycle.accepted <= cycle.tau && cycle.accepted <= cycle.emitted && cycle.emitted <= cycle.accepted + 1, where, ": a cycle of tau ",
-          cycle.tau, ", accepted ", cycle.accepted, ", emitted ", cycle.emitted);
+    CHECK(cycle.accepted <= cycle.tau && cycle.accepted <= cycle.emitted && cycle.emitted <= cycle.accepted + 1, where,
+          ": a cycle of tau ", cycle.tau, ", accepted ", cycle.accepted, ", emitted ", cycle.emitted);
     drafted_at.resize(std::max<size_t>(drafted_at.size(), cycle.tau)), accepted_at.resize(drafted_at.size());
     for (int i = 0; i < cycle.tau; ++i) ++drafted_at[i];
     for (int i = 0; i < cycle.accepted; ++i) ++accepted_at[i];
@@ -155,7 +177,8 @@ inline void check_stats(const Text& text, const std::string& where) {
   CHECK(s.num_cycles == int(text.cycles.size()), where, ": num_cycles");
   CHECK(s.num_draft_tokens == drafted && s.num_accepted_draft_tokens == accepted, where, ": ", s.num_accepted_draft_tokens, " of ",
         s.num_draft_tokens, " accepted, the cycles say ", accepted, " of ", drafted);
-  CHECK(s.num_emitted_tokens == emitted && emitted == int(text.tokens.size()), where, ": num_emitted_tokens ", s.num_emitted_tokens);
+  CHECK(s.num_emitted_tokens == emitted && emitted == int(text.tokens.size()), where, ": num_emitted_tokens ",
+        s.num_emitted_tokens);
   CHECK(s.drafted_per_position == drafted_at && s.accepted_per_position == accepted_at, where, ": counts per position");
 }
 
@@ -171,7 +194,8 @@ inline void check_same(const Text& got, const Text& want, const std::string& whe
   CHECK(got.top_logprobs.size() == want.top_logprobs.size(), where, ": alternatives");
   for (size_t i = 0; i < want.top_logprobs.size(); ++i)
     for (size_t k = 0; k < want.top_logprobs[i].size(); ++k)
-      CHECK(got.top_logprobs[i].at(k).token == want.top_logprobs[i][k].token && got.top_logprobs[i][k].logprob == want.top_logprobs[i][k].logprob,
+      CHECK(got.top_logprobs[i].at(k).token == want.top_logprobs[i][k].token &&
+            got.top_logprobs[i][k].logprob == want.top_logprobs[i][k].logprob,
             where, ": alternatives of token ", i);
   CHECK(got.logits_hash == want.logits_hash, where, ": logits of reached rows");
   CHECK(got.target_kv == want.target_kv, where, ": the target's KV rows");

@@ -32,7 +32,8 @@ class ScriptedModel final : public Model {
     int32_t token;
   };
 
-  ScriptedModel(Backend& backend, Role role, std::shared_ptr<const Scripts> scripts, int vocab_size, const Engine::ModelLimits& limits)
+  ScriptedModel(Backend& backend, Role role, std::shared_ptr<const Scripts> scripts, int vocab_size,
+                const Engine::ModelLimits& limits)
       : role_(role), scripts_(std::move(scripts)), vocab_size_(vocab_size), limits_(limits),
         cache_(backend, {1, 1, 2, DType::fp32}, limits.num_pages, limits.num_slots, limits.max_len),
         generation_(limits.num_slots, 0), fed_(limits.num_slots, 0), writer_(size_t(limits.num_pages) * kPagePositions) {}
@@ -49,7 +50,8 @@ class ScriptedModel final : public Model {
     for (int row = 0; row < *rows.live; ++row) write(rows.slot[row], rows.position[row], rows.token[row]);
     // A slot drafts with one row, or two after full acceptance: results of the first pass have no room for a third.
     if (logits && role_ == Role::draft)
-      for (int row = 2; row < *rows.live; ++row) require(rows.slot[row] != rows.slot[row - 2], "three rows of slot ", rows.slot[row], " in a draft pass");
+      for (int row = 2; row < *rows.live; ++row)
+        require(rows.slot[row] != rows.slot[row - 2], "three rows of slot ", rows.slot[row], " in a draft pass");
     if (logits)
       for (int row = 0; row < *rows.live; ++row)
         choose(rows.slot[row], rows.position[row], logits + size_t(row) * vocab_size_);
@@ -67,6 +69,7 @@ class ScriptedModel final : public Model {
     const int32_t* row = values() + 2 * at;
     return {row[0], row[1], writer_[at].slot, writer_[at].generation};
   }
+  int num_slots() const { return limits_.num_slots; }
   int generation(int slot) const { return generation_[slot]; }
   int fed(int slot) const { return fed_[slot]; }  // one past the row written last
   const std::vector<FedRow>& trace() const { return trace_; }
@@ -92,7 +95,8 @@ class ScriptedModel final : public Model {
     require(position >= 0 && position < limits_.max_len, "KV write at position ", position, ", max_len ", limits_.max_len);
     require(token >= 0 && token < vocab_size_, "token ", token, " fed at position ", position);
     if (position == 0) ++generation_[slot], fed_[slot] = 0;
-    require(position <= fed_[slot], "KV write at position ", position, " behind a hole: slot ", slot, " was fed up to ", fed_[slot]);
+    require(position <= fed_[slot], "KV write at position ", position, " behind a hole: slot ", slot, " was fed up to ",
+            fed_[slot]);
     require(position < cache_.pages().held(slot) * kPagePositions, "KV write at position ", position, " outside the slot's pages");
     const size_t at = index(slot, position);
     require(int(at / kPagePositions) == cache_.pages().table(slot)[position / kPagePositions], "page table not published");
@@ -110,16 +114,18 @@ class ScriptedModel final : public Model {
     bool as_written = true;
     for (int i = 0; i <= position; ++i) {
       const Tag each = tag(slot, i);
-      require(each.slot == slot && each.generation == generation_[slot], "slot ", slot, " reads position ", i, " of slot ", each.slot,
-              ", generation ", each.generation);
+      require(each.slot == slot && each.generation == generation_[slot], "slot ", slot, " reads position ", i, " of slot ",
+              each.slot, ", generation ", each.generation);
       require(each.position == i, "slot ", slot, " reads position ", each.position, " at ", i);
       as_written = as_written && each.token == script.tokens.at(i);
       read = (read ^ uint64_t(each.token + 1)) * 0xD1342543DE82EF95u;
       read ^= read >> 32;
     }
     const bool target = role_ == Role::target;
-    const int next = !as_written ? int(read % uint64_t(vocab_size_)) : target ? script.tokens.at(position + 1) : script.drafts.at(position + 1);
-    for (int id = 0; id < vocab_size_; ++id) row[id] = float(uint32_t((read ^ uint64_t(id)) * 0xD1342543DE82EF95u >> 40)) * 0x1p-24f;
+    const int line = target ? script.tokens.at(position + 1) : script.drafts.at(position + 1);
+    const int next = as_written ? line : int(read % uint64_t(vocab_size_));
+    for (int id = 0; id < vocab_size_; ++id)
+      row[id] = float(uint32_t((read ^ uint64_t(id)) * 0xD1342543DE82EF95u >> 40)) * 0x1p-24f;  // [0, 1)
     row[next] += 3;
     const bool broken = as_written ? position + 1 == (target ? script.target_broken : script.draft_broken) : script.nonsense_is_nan;
     if (broken) row[position % vocab_size_] = std::numeric_limits<float>::quiet_NaN();

@@ -60,7 +60,8 @@ Ending ending_of(const Script& script, const Job& job, int max_model_len, const 
 }
 
 // What happens at output index `event`.
-enum Kind { eos, stop_id, one_token_string, two_token_string, string_inside_tokens, rejected_eos_before, id_and_string, id_before_nan, string_before_nan, kKinds };
+enum Kind { eos, stop_id, one_token_string, two_token_string, string_inside_tokens, rejected_eos_before, id_and_string,
+           id_before_nan, string_before_nan, kKinds };
 
 Script scripted(int number, Kind kind, int prompt_length, int accepted, int event, int length) {
   Script script;
@@ -165,14 +166,14 @@ TEST(the_earliest_event_wins) {
             for (int batch : {1, 3}) {
               const std::vector<Text> texts = ScriptedEngine(options_of(tau, batch, max_model_len, bytes), scripts).run(jobs);
               for (int kind = 0; kind < kKinds; ++kind) {
-                const std::string where = message("kind ", kind, ", tau ", tau, ", accepted ", accepted, ", event at ", event, ", prompt ",
-                                                  prompt_length, ", max_tokens ", max_tokens, ", batch ", batch);
+                const std::string where = message("kind ", kind, ", tau ", tau, ", accepted ", accepted, ", event at ", event,
+                                                  ", prompt ", prompt_length, ", max_tokens ", max_tokens, ", batch ", batch);
                 const Ending ending = ending_of(scripts->at(kind), jobs[kind], max_model_len, bytes);
                 const Text& text = texts[kind];
                 CHECK(int(text.tokens.size()) == ending.count, where, ": ", text.tokens.size(), " tokens, expected ", ending.count);
                 CHECK(text.finish == ending.finish, where, ": ", name_of(text.finish));
-                CHECK(text.stop_token == ending.stop_token && text.stop_string == ending.stop_string, where, ": stopped by ", text.stop_token,
-                      " \"", text.stop_string, "\"");
+                CHECK(text.stop_token == ending.stop_token && text.stop_string == ending.stop_string, where, ": stopped by ",
+                      text.stop_token, " \"", text.stop_string, "\"");
                 CHECK(std::equal(text.tokens.begin(), text.tokens.end(), scripts->at(kind).tokens.begin() + prompt_length), where);
                 check_same(text, reference[kind], where);
                 if (ending.finish == FinishReason::stop) ++seen[kind][place_of_end(text)];
@@ -213,8 +214,10 @@ TEST(min_tokens_masks_stops) {
         const Text text = ScriptedEngine(options, scripts).run({job})[0];
         const std::string where = message("tau ", tau, ", EOS at ", event, ", min_tokens ", min_tokens);
         check_same(text, plain(options, scripts, {job})[0], where);
-        CHECK(int(text.tokens.size()) > min_tokens || text.finish == FinishReason::length, where, ": stopped after ", text.tokens.size());
-        for (int i = 0; i + 1 < int(text.tokens.size()); ++i) CHECK(text.tokens[i] != kEos && text.tokens[i] != kOther, where, ": goes on after a stop");
+        CHECK(int(text.tokens.size()) > min_tokens || text.finish == FinishReason::length, where, ": stopped after ",
+              text.tokens.size());
+        for (int i = 0; i + 1 < int(text.tokens.size()); ++i)
+          CHECK(text.tokens[i] != kEos && text.tokens[i] != kOther, where, ": goes on after a stop");
         if (event >= min_tokens) CHECK(int(text.tokens.size()) == event + 1 && text.stop_token == kEos, where);
         masked += event < min_tokens;
       }
@@ -234,7 +237,8 @@ TEST(numeric_faults_count_when_reached) {
         const Text text = ScriptedEngine(options, scripts).run({job})[0];
         const std::string where = message("tau ", tau, ", accepted ", accepted, ", NaN at ", event);
         CHECK(text.finish == FinishReason::error && int(text.tokens.size()) == event, where, ": ", text.tokens.size(), " tokens");
-        CHECK(text.error == message("[generate] the target's logits for position ", 3 + event, " hold NaN or infinity"), where, ": ", text.error);
+        CHECK(text.error == message("[generate] the target's logits for position ", 3 + event, " hold NaN or infinity"), where,
+              ": ", text.error);
         check_same(text, plain(options, scripts, {job})[0], where);
       }
 }
@@ -258,7 +262,8 @@ TEST(a_broken_draft_row_only_costs_drafts) {
 // Everything at once, at random, 20,000 requests: ambiguous bytes, several stops, ragged batches, sampling, penalties, short
 // drafts, small chunks, more requests than slots. Plain decoding, one request after the other, is the reference.
 TEST(twenty_thousand_requests_equal_plain_decoding) {
-  const std::vector<std::string> pieces = {"a", "b", "ab", "ba", "aa", "c", "abc", "", "ca", "\xe2\x82", "\xac", "bb", "cab", "\n", "a\n", "abab"};
+  const std::vector<std::string> pieces = {"a", "b", "ab", "ba", "aa", "c", "abc", "", "ca", "\xe2\x82", "\xac", "bb", "cab",
+                                           "\n", "a\n", "abab"};
   std::mt19937 random(2024);
   const auto below = [&](int n) { return int(random() % unsigned(n)); };
   int requests = 0, finishes[5] = {};
@@ -304,10 +309,12 @@ TEST(twenty_thousand_requests_equal_plain_decoding) {
       stopped_by_string += !texts[i].stop_string.empty(), tokens += long(texts[i].tokens.size());
     }
   }
-  std::printf("%d requests, %ld tokens, %ld of %ld drafts accepted; %d stops (%ld by string), %d lengths, %d errors\n", requests, tokens, accepted, drafted,
-              finishes[int(FinishReason::stop)], stopped_by_string, finishes[int(FinishReason::length)], finishes[int(FinishReason::error)]);
+  std::printf("%d requests, %ld tokens, %ld of %ld drafts accepted; %d stops (%ld by string), %d lengths, %d errors\n", requests,
+              tokens, accepted, drafted, finishes[int(FinishReason::stop)], stopped_by_string, finishes[int(FinishReason::length)],
+              finishes[int(FinishReason::error)]);
   CHECK(accepted > 10000 && drafted - accepted > 10000);
-  for (FinishReason reason : {FinishReason::stop, FinishReason::length, FinishReason::error}) CHECK(finishes[int(reason)] > 500, name_of(reason));
+  for (FinishReason reason : {FinishReason::stop, FinishReason::length, FinishReason::error})
+    CHECK(finishes[int(reason)] > 500, name_of(reason));
   CHECK(stopped_by_string > 1000);
 }
 

@@ -19,7 +19,8 @@ class TaggedPages {
   using Tag = std::tuple<int, int, int>;
 
   TaggedPages(int num_pages, int num_slots, int pages_per_slot, int page_positions)
-      : pages_(num_pages, num_slots, pages_per_slot, page_positions), memory_(size_t(num_pages) * page_positions, Tag(-1, -1, -1)) {}
+      : pages_(num_pages, num_slots, pages_per_slot, page_positions),
+        memory_(size_t(num_pages) * page_positions, Tag(-1, -1, -1)) {}
 
   bool share(int from, int to, int positions) {
     Pages::Copy copy;
@@ -39,7 +40,8 @@ class TaggedPages {
  private:
   size_t index(int slot, int position) const {
     const int size = pages_.page_positions();
-    require(position >= 0 && position < pages_.held(slot) * size, "position ", position, " outside the ", pages_.held(slot), " pages of slot ", slot);
+    require(position >= 0 && position < pages_.held(slot) * size, "position ", position, " outside the ", pages_.held(slot),
+            " pages of slot ", slot);
     return size_t(pages_.table(slot)[position / size]) * size + position % size;
   }
 
@@ -51,7 +53,8 @@ std::vector<int> table_of(const Pages& pages, int slot) { return {pages.table(sl
 
 class MachineEngine {
  public:
-  MachineEngine(int num_slots, int tau, int max_model_len, int draft_max_len, int kv_cache_tokens, int prefill_chunk, int vocab_size)
+  MachineEngine(int num_slots, int tau, int max_model_len, int draft_max_len, int kv_cache_tokens, int prefill_chunk,
+                int vocab_size)
       : scripts_(std::make_shared<Scripts>(vocab_size)), backend_(make_cpu_backend(1, "")) {
     EngineOptions options;
     options.num_speculative_tokens = tau;
@@ -68,7 +71,8 @@ class MachineEngine {
   }
 
   // A request that reads script tokens[0], of which the first `prompt_length` tokens are the prompt.
-  int64_t add(const std::vector<int32_t>& tokens, const std::vector<int32_t>& drafts, int prompt_length, int max_tokens, std::vector<int> stops) {
+  int64_t add(const std::vector<int32_t>& tokens, const std::vector<int32_t>& drafts, int prompt_length, int max_tokens,
+              std::vector<int> stops) {
     Script script;
     script.tokens = tokens, script.drafts = drafts;
     scripts_->at(tokens.at(0)) = script;
@@ -144,8 +148,8 @@ PYBIND11_MODULE(paceline_testing, m) {
       .def_property_readonly("num_free", [](ScriptedModel& self) { return self.cache().pages().num_free(); });
 
   py::class_<MachineEngine>(m, "Engine")
-      .def(py::init<int, int, int, int, int, int, int>(), py::kw_only(), "num_slots"_a, "tau"_a, "max_model_len"_a, "draft_max_len"_a,
-           "kv_cache_tokens"_a, "prefill_chunk"_a, "vocab_size"_a)
+      .def(py::init<int, int, int, int, int, int, int>(), py::kw_only(), "num_slots"_a, "tau"_a, "max_model_len"_a,
+           "draft_max_len"_a, "kv_cache_tokens"_a, "prefill_chunk"_a, "vocab_size"_a)
       .def("add", &MachineEngine::add, py::kw_only(), "tokens"_a, "drafts"_a, "prompt_length"_a, "max_tokens"_a, "stop_token_ids"_a)
       .def("cancel", &MachineEngine::cancel, "request"_a)
       .def("step", &MachineEngine::step)

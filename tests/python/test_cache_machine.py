@@ -1,4 +1,4 @@
-"""Sequences over two paged caches against plain lists: speculate, roll back, cancel, finish, fork, share a prefix, run out of pages.
+"""Sequences over two paged caches against plain lists: speculate, roll back, cancel, finish, fork, run out of pages.
 
 Pages and the rules of a cycle are the engine's own; KV rows are tags (writer, position, token). The client between them is
 short and takes planted faults, each of which the machine must see.
@@ -28,7 +28,8 @@ class Client:
         per_slot = -(-MAX_LEN // page_positions)
         self.fault = fault
         self.highest_target = self.highest_draft = -1
-        self.target, self.draft = (core.TaggedPages(pool // page_positions, SLOTS, per_slot, page_positions) for pool in (TARGET_POOL, DRAFT_POOL))
+        self.target = core.TaggedPages(TARGET_POOL // page_positions, SLOTS, per_slot, page_positions)
+        self.draft = core.TaggedPages(DRAFT_POOL // page_positions, SLOTS, per_slot, page_positions)
 
     def start(self, slot, sequence):
         if not self.target.reserve(slot, len(sequence.tokens) - 1):
@@ -126,7 +127,7 @@ def machine(page_positions, fault=None):
         def __init__(self):
             super().__init__()
             self.client = Client(page_positions, fault)
-            self.model = {}      # slot: (sequence, transcript, writers of the positions that a fork inherited in target and draft)
+            self.model = {}      # slot: (sequence, transcript, [writers of the positions a fork inherited in target, in draft])
             self.writers = 0
 
         def free_slots(self):
@@ -148,13 +149,16 @@ def machine(page_positions, fault=None):
                 self.model[slot] = (sequence, list(tokens), ([], []))
 
         @precondition(lambda self: self.model)
-        @rule(index=st.integers(0, 99), drafts=st.lists(TOKENS, max_size=TAU), accepted=st.integers(0, TAU), extra=TOKENS, cancel=st.booleans())
+        @rule(index=st.integers(0, 99), drafts=st.lists(TOKENS, max_size=TAU), accepted=st.integers(0, TAU), extra=TOKENS,
+              cancel=st.booleans())
         def speculate(self, index, drafts, accepted, extra, cancel):
             slot, sequence, transcript, _ = self.pick(index)
             length, cancel = len(transcript), cancel and index % 4 == 0
             if length >= MAX_LEN:
                 return
-            tau = max(0, min(len(drafts), MAX_LEN - length - 1, DRAFT_MAX_LEN - length + 1)) if sequence.draft_cached >= length - 2 else 0
+            tau = max(0, min(len(drafts), MAX_LEN - length - 1, DRAFT_MAX_LEN - length + 1))
+            if sequence.draft_cached < length - 2:
+                tau = 0
             if not self.client.cycle(slot, sequence, drafts, accepted, extra, cancel):
                 return
             if cancel:
@@ -176,7 +180,8 @@ def machine(page_positions, fault=None):
             del self.model[slot]
 
         @precondition(lambda self: self.model and self.free_slots())
-        @rule(index=st.integers(0, 99), positions=st.integers(0, MAX_LEN), suffix=st.lists(TOKENS, min_size=1, max_size=3), whole=st.booleans())
+        @rule(index=st.integers(0, 99), positions=st.integers(0, MAX_LEN), suffix=st.lists(TOKENS, min_size=1, max_size=3),
+              whole=st.booleans())
         def fork(self, index, positions, suffix, whole):
             slot, parent, transcript, inherited = self.pick(index)
             cached = len(transcript) - 1
@@ -187,7 +192,8 @@ def machine(page_positions, fault=None):
             child, to = self.new(tokens), self.free_slots()[0]
             own = min(positions, parent.draft_cached)
             if self.client.fork(slot, parent, to, child, positions):
-                writers = [(old + [parent.writer] * cached)[:shared] for old, shared in zip(inherited, (positions, own), strict=True)]
+                shares = zip(inherited, (positions, own), strict=True)
+                writers = [(old + [parent.writer] * cached)[:shared] for old, shared in shares]
                 self.model[to] = (child, list(tokens), writers)
 
         @invariant()
@@ -232,8 +238,8 @@ def machine(page_positions, fault=None):
 def run(page_positions, fault=None, examples=400):
     phases = [Phase.generate] if fault else [Phase.generate, Phase.shrink]
     run_state_machine_as_test(machine(page_positions, fault), settings=settings(
-        max_examples=examples, stateful_step_count=50, deadline=None, database=None, derandomize=True, phases=phases, print_blob=False,
-        report_multiple_bugs=False, suppress_health_check=list(HealthCheck)))
+        max_examples=examples, stateful_step_count=50, deadline=None, database=None, derandomize=True, phases=phases,
+        print_blob=False, report_multiple_bugs=False, suppress_health_check=list(HealthCheck)))
 
 
 @pytest.mark.parametrize("page_positions", [1, 4, 8])
@@ -247,7 +253,7 @@ def test_sequences_are_lists(page_positions):
     ("draft not rolled back", "cached length of the draft"),
     ("hole in the draft after full acceptance", "content"),
     ("lookahead not reserved", "outside the"),
-    ("no length clamp", "write trace"),
+    ("no length clamp", "write trace|positions must be at most"),
     ("pages not freed", "pages held"),
     ("page of the last row freed", "outside the"),
     ("draft's pages kept at the end", "pages held"),

@@ -38,8 +38,8 @@ class EngineMachine(RuleBasedStateMachine):
                 cache=st.sampled_from([66, 130, 200, 400]), chunk=st.sampled_from([7, 40, 256]))
     def build(self, slots, tau, draft_max_len, cache, chunk):
         self.slots, self.tau, self.draft_max_len, self.cache = slots, tau, draft_max_len, cache
-        self.engine = core.Engine(num_slots=slots, tau=tau, max_model_len=MAX_LEN, draft_max_len=draft_max_len, kv_cache_tokens=cache,
-                                  prefill_chunk=chunk, vocab_size=VOCAB)
+        self.engine = core.Engine(num_slots=slots, tau=tau, max_model_len=MAX_LEN, draft_max_len=draft_max_len,
+                                  kv_cache_tokens=cache, prefill_chunk=chunk, vocab_size=VOCAB)
         self.live, self.number = {}, 0
 
     @rule(near=st.sampled_from([1, PAGE, 2 * PAGE, MAX_LEN - 4]), offset=st.integers(-3, 3), wrong=st.sets(st.integers(0, 40)),
@@ -58,7 +58,8 @@ class EngineMachine(RuleBasedStateMachine):
                 drafts[prompt_length + index] = (script[prompt_length + index] + 1) % VOCAB
         end_length = min(MAX_LEN, prompt_length + max_tokens)
         try:
-            request = self.engine.add(tokens=script, drafts=drafts, prompt_length=prompt_length, max_tokens=max_tokens, stop_token_ids=[EOS])
+            request = self.engine.add(tokens=script, drafts=drafts, prompt_length=prompt_length, max_tokens=max_tokens,
+                                      stop_token_ids=[EOS])
         except RuntimeError as error:
             assert end_length > self.cache and "raise kv_cache_tokens" in str(error)
             return
@@ -92,7 +93,8 @@ class EngineMachine(RuleBasedStateMachine):
     def follow_rows(self):
         """Every row fed goes where its request's cache ends, and holds its text."""
         self.by_slot = {state.slot: state for state in self.live.values() if state.slot is not None}
-        for model, name, limit in ((self.engine.target, "target_cached", MAX_LEN), (self.engine.draft, "draft_cached", self.draft_max_len)):
+        for model, name, limit in ((self.engine.target, "target_cached", MAX_LEN),
+                                   (self.engine.draft, "draft_cached", self.draft_max_len)):
             for state in self.live.values():
                 state.rows = []
             for slot, position, token in model.trace:
@@ -123,7 +125,8 @@ class EngineMachine(RuleBasedStateMachine):
             state.length += len(tokens)
             over = "stop" if tokens[-1] == EOS else "length" if state.length == state.end_length else ""
             assert finish == over, f"finish {finish}, expected {over}"
-            state.target_cached, state.draft_cached = min(state.target_cached, state.length - 1), min(state.draft_cached, state.length - 1)
+            state.target_cached = min(state.target_cached, state.length - 1)
+            state.draft_cached = min(state.draft_cached, state.length - 1)
             assert state.target_cached == state.length - 1, "the last token is pending, all others are cached"
         assert finish != "cancelled" or state.cancelled, "nobody cancelled it"
         if finish:
@@ -163,5 +166,6 @@ class EngineMachine(RuleBasedStateMachine):
 
 def test_requests_are_lists():
     run_state_machine_as_test(EngineMachine, settings=settings(
-        max_examples=300, stateful_step_count=40, deadline=None, database=None, derandomize=True, phases=[Phase.generate, Phase.shrink],
+        max_examples=300, stateful_step_count=40, deadline=None, database=None, derandomize=True,
+        phases=[Phase.generate, Phase.shrink],
         print_blob=False, report_multiple_bugs=False, suppress_health_check=list(HealthCheck)))
