@@ -1,0 +1,124 @@
+"""Plant every known bug, one at a time, and see its test fail: `make mutants`.
+
+tests/cpp/mutants.toml lists them: a name, the file, the text that is replaced (it must be there exactly once) and the text that
+replaces it, the test program that must fail, and how many texts its statistics need (PACELINE_LAW_N) where that matters.
+The sources are copied to build/mutants, once per worker; the tree itself is never touched. Exit status 1 if a mutant survives,
+if one does not compile, or if a test fails without any.
+"""
+
+import concurrent.futures
+import dataclasses
+import os
+import pathlib
+import queue
+import shutil
+import subprocess
+import sys
+import time
+import tomllib
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SECONDS = 300  # a mutant that hangs is found as well
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutant:
+    name: str
+    file: str
+    old: str
+    new: str
+    test: str  # program, and a part of the test's name
+    texts: int = 20000
+
+    def planted(self, source):
+        if source.count(self.old) != 1:
+            raise SystemExit(f"{self.name}: expected its text once in {self.file}, found it {source.count(self.old)} times")
+        return source.replace(self.old, self.new)
+
+
+class Worker:
+    """A copy of the sources with its own build."""
+
+    def __init__(self, index, programs):
+        self.source, self.build = ROOT / f"build/mutants/{index}/source", ROOT / f"build/mutants/{index}/build"
+        self.refresh()
+        run("cmake", "-S", self.source, "-B", self.build, "-G", "Ninja", "-DPACELINE_TESTS=ON", "-DPACELINE_PYTHON=OFF")
+        run("cmake", "--build", self.build, "--target", *programs)
+
+    def refresh(self):
+        """Bring changed files over, and only those: ninja goes by their times."""
+        for path in [ROOT / "CMakeLists.txt", *(p for d in ("csrc", "tests") for p in (ROOT / d).rglob("*") if p.is_file())]:
+            copy = self.source / path.relative_to(ROOT)
+            if not copy.exists() or copy.read_bytes() != path.read_bytes():
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, copy)
+
+    def test(self, command, texts):
+        """(passed, the last failure it printed)."""
+        try:
+            done = subprocess.run([self.build / command.split()[0], *command.split()[1:]], capture_output=True, text=True, timeout=SECONDS,
+                                  env=os.environ | {"PACELINE_LAW_N": str(texts)})
+        except subprocess.TimeoutExpired:
+            return False, "it hangs"
+        said = [line for line in done.stdout.splitlines() if line.startswith("FAIL")] or [f"exit status {done.returncode}"]
+        return done.returncode == 0, said[-1]
+
+    def killed_by(self, mutant):
+        """What its test said; None if the mutant survives."""
+        path = self.source / mutant.file
+        original = path.read_text()
+        path.write_text(mutant.planted(original))
+        try:
+            built = run("cmake", "--build", self.build, "--target", mutant.test.split()[0], check=False)
+            if built is not None:
+                raise SystemExit(f"{mutant.name}: does not compile:\n{built}")
+            passed, said = self.test(mutant.test, mutant.texts)
+        finally:
+            path.write_text(original)
+        return None if passed else said
+
+
+def run(*command, check=True):
+    """None if it succeeds, else what it printed."""
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    if done.returncode == 0:
+        return None
+    if check:
+        raise SystemExit(f"{' '.join(map(str, command))}:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
+    return done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def main():
+    mutants = [Mutant(**entry) for entry in tomllib.loads((ROOT / "tests/cpp/mutants.toml").read_text())["mutant"]]
+    chosen = [m for m in mutants if not sys.argv[1:] or any(part in m.name for part in sys.argv[1:])]
+    for mutant in chosen:
+        mutant.planted((ROOT / mutant.file).read_text())  # all texts are there, before anything is built
+    programs = sorted({mutant.test.split()[0] for mutant in chosen})
+    workers = queue.SimpleQueue()
+    start = time.monotonic()
+    for index in range(min(len(chosen), os.cpu_count() or 1)):
+        workers.put(Worker(index, programs))
+    print(f"{len(chosen)} mutants, built in {time.monotonic() - start:.0f} s", flush=True)
+
+    def with_worker(action):
+        worker = workers.get()
+        try:
+            return action(worker)
+        finally:
+            workers.put(worker)
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        sound = {(mutant.test, mutant.texts) for mutant in chosen}
+        for (test, _), (passed, said) in zip(sound, pool.map(lambda each: with_worker(lambda w: w.test(*each)), sound), strict=True):
+            if not passed:
+                raise SystemExit(f"{test} fails without a mutant: {said}")
+        survivors = 0
+        for mutant, said in zip(chosen, pool.map(lambda m: with_worker(lambda w: w.killed_by(m)), chosen), strict=True):
+            survivors += said is None
+            print(f"{'SURVIVES' if said is None else 'killed  '}  {mutant.name:60} {mutant.test:45} {(said or '')[:110]}", flush=True)
+    print(f"{len(chosen) - survivors} killed, {survivors} survived, {time.monotonic() - start:.0f} s")
+    return survivors > 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
