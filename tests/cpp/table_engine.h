@@ -10,7 +10,7 @@
 
 namespace paceline::test {
 
-enum class DraftKind { equal, noisy, reversed, one_hot, smaller, larger };
+enum class DraftKind { equal, noisy, reversed, one_hot, smaller, larger, flat };
 constexpr DraftKind kDraftKinds[] = {DraftKind::equal, DraftKind::noisy, DraftKind::reversed, DraftKind::one_hot, DraftKind::smaller, DraftKind::larger};
 
 // The target's vocabulary is padded by 2 ids that do not exist, with logits no processor would survive.
@@ -36,6 +36,7 @@ inline Table draft_table(const Table& target, int ids, DraftKind kind, unsigned 
       for (int token = 0; token < vocab; ++token) {
         if (token >= ids) row[token] = 1000;  // ids beyond the target's: must never be proposed
         else if (kind == DraftKind::equal) row[token] = truth[token];
+        else if (kind == DraftKind::flat) row[token] = 0;
         else if (kind == DraftKind::reversed) row[token] = -truth[token];
         else if (kind == DraftKind::one_hot) row[token] = token == (before + last) % vocab ? 40.0f : 0.0f;
         else row[token] = truth[token] + 0.7f * row[token];
