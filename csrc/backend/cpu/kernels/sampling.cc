@@ -54,11 +54,14 @@ float upper_cut(const float* l, int n, float from, double limit, uint64_t* histo
   for (const int bits : kSweeps) {
     const int shift = 32 - fixed_bits - bits, buckets = 1 << bits;
     memset(histogram, 0, buckets * sizeof(uint64_t));
+    int bucket = 0;  // the highest in use: rows of few tokens do not pay for a walk down from the top
     for (int i = 0; i < n; ++i) {
       const uint32_t key = key_of(l[i]);
-      if (l[i] >= from && (fixed_bits == 0 || key >> (32 - fixed_bits) == prefix)) histogram[(key >> shift) & (buckets - 1)] += weight(l[i]);
+      if (!(l[i] >= from && (fixed_bits == 0 || key >> (32 - fixed_bits) == prefix))) continue;
+      const int own = (key >> shift) & (buckets - 1);
+      histogram[own] += weight(l[i]);
+      bucket = own > bucket ? own : bucket;
     }
-    int bucket = buckets - 1;
     while (bucket >= 0 && double(above + histogram[bucket]) < limit) above += histogram[bucket--];
     if (bucket < 0) return from;  // the limit is never reached: nothing is cut
     prefix = prefix << bits | uint32_t(bucket);
