@@ -19,9 +19,9 @@ namespace {
 constexpr double kAlpha = 1e-6;
 const std::vector<int32_t> kPrompt = {1, 3};
 
-int texts_per_case() {
+int texts_per_case(int by_default = 250000) {
   const char* chosen = std::getenv("PACELINE_LAW_N");
-  return chosen ? std::atoi(chosen) : 250000;
+  return chosen ? std::atoi(chosen) : by_default;
 }
 
 struct Case {
@@ -175,7 +175,7 @@ TEST(joint_law_rejection) { check_grid(grid(Acceptance::rejection)); }
 // on that choice. The cycle is driven directly: requests of the engine have a fixed tau.
 TEST(controlled_law_rejection) {
   constexpr int kWide = 6, kLength = 4, kSlots = 64, kTau = 4;
-  const long n = std::max(500000, texts_per_case());
+  const long n = texts_per_case(500000);
   const TablePair pair = table_pair(kWide, DraftKind::noisy);
   const auto backend = std::shared_ptr<Backend>(make_cpu_backend(1, ""));
   const int prompt_length = int(kPrompt.size()), end = prompt_length + kLength + kTau + 1;

@@ -44,15 +44,16 @@ uint32_t key_of(float value) {
 float value_of(uint32_t key) { return float_from_bits(key & 0x80000000u ? key & 0x7fffffffu : ~key); }
 
 // The smallest logit that survives a cut "the weight strictly above it is below limit", among tokens at or above `from`.
-// Radix select from the top over 11, 11 and 10 bits of the key: three sweeps instead of sorting the vocabulary.
+// Radix select from the top bits of the key: three sweeps instead of sorting the vocabulary, or four of fewer buckets for rows so
+// short that clearing 2048 of them would cost more than a sweep.
 template <class Weight>
 float upper_cut(const float* l, int n, float from, double limit, uint64_t* histogram, Weight weight) {
   uint64_t above = 0;
   uint32_t prefix = 0;
   int fixed_bits = 0;
-  constexpr int kSweeps[] = {11, 11, 10};
-  for (const int bits : kSweeps) {
-    const int shift = 32 - fixed_bits - bits, buckets = 1 << bits;
+  const int digit = n <= 4096 ? 8 : 11;
+  while (fixed_bits < 32) {
+    const int bits = 32 - fixed_bits < digit ? 32 - fixed_bits : digit, shift = 32 - fixed_bits - bits, buckets = 1 << bits;
     memset(histogram, 0, buckets * sizeof(uint64_t));
     int bucket = 0;  // the highest in use: rows of few tokens do not pay for a walk down from the top
     for (int i = 0; i < n; ++i) {
