@@ -134,6 +134,27 @@ TEST(skipping_tokens_never_changes_the_choice) {
       }
 }
 
+// At this address (found by search: one in 2^32) the high noise word is 0 and the low word alone says that the Gumbel noise is
+// 23.4. Without it the noise would be 22.9, or 45.
+TEST(the_low_word_decides_in_the_tail) {
+  const NoiseAddress at{338854499, 7, 0, Purpose::token, 0};
+  constexpr int kId = 15;
+  CHECK(noise_words(at, kId >> 2, 0).word[kId & 3] == 0 && std::fabs(gumbel_of(exponential_at(at, kId)) - 23.4) < 0.1);
+  for (const Level& level : levels()) {
+    int won = 0;
+    for (int i = 0; i < 200; ++i) {
+      Bench bench(16, 1, 1, 0.0);
+      bench.logits.assign(16, 0.0f);
+      bench.logits[kId] = -10.0f - 0.1f * float(i);
+      const ProcessedRow row = bench.process(*level.kernels);
+      const int32_t got = level.kernels->choose(row, at);
+      CHECK(got == plain_choice(row, at), level.name, ": logit ", bench.logits[kId], ": ", got);
+      won += got == kId;
+    }
+    CHECK(won > 20 && won < 180, level.name, ": ", won);
+  }
+}
+
 TEST(temperature_zero_is_the_lowest_argmax) {
   for (const Level& level : levels()) {
     Bench bench(300, 0, 5);
