@@ -4,6 +4,7 @@
 // PACELINE_LAW_N sets the number of texts per case (mutants whose power allows it run with fewer).
 #include <atomic>
 #include <cstdlib>
+#include <limits>
 #include <mutex>
 #include <thread>
 
@@ -32,6 +33,7 @@ struct Case {
   std::string name;
   int ids = 5, length = 4;  // the tokens that are judged together: the first ones
   int max_tokens = 4;
+  std::function<void(int, int, int32_t, float*)> after_draft_row = nullptr;  // see TableModel
 };
 
 // Expected counts of all ids^length texts, as numbers in base `ids`, first token highest.
@@ -95,6 +97,7 @@ std::vector<long> decode(const Case& c, TableEngine& engine, long n, unsigned se
 
 void check_case(const Case& c, long n, unsigned seed) {
   TableEngine engine(table_pair(c.ids, c.draft), c.acceptance, 3, c.batch);
+  engine.draft().after_row = c.after_draft_row;
   std::vector<double> expected;
   std::vector<int> text(kPrompt.begin(), kPrompt.end());
   enumerate(text, c.length, double(n), [&](const std::vector<int>& t) { return engine.target_law(c.params, t, int(kPrompt.size())); }, expected);
@@ -165,6 +168,18 @@ TEST(law_of_more_ids) {
   Case c{Acceptance::rejection, DraftKind::flat, 7, 3, {}, "48 ids", 48, 1};
   c.params.temperature = 1;
   check_case(c, texts_per_case(), 99);
+}
+
+// Where a draft's row is NaN nothing is proposed, and the token there is plain: the law is what it was.
+TEST(law_beside_broken_draft_rows) {
+  for (Acceptance rule : {Acceptance::coupled, Acceptance::rejection}) {
+    Case c{rule, DraftKind::noisy, 7, 3, {}, "a broken draft"};
+    c.params.temperature = 1;
+    c.after_draft_row = [](int, int position, int32_t token, float* logits) {
+      if (position % 2 == 0 && token != 1) logits[3] = std::numeric_limits<float>::quiet_NaN();
+    };
+    check_case(c, texts_per_case(), 77);
+  }
 }
 
 TEST(joint_law_coupled) { check_grid(grid(Acceptance::coupled)); }

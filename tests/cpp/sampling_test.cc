@@ -233,6 +233,19 @@ TEST(residual_draws_never_pick_what_is_not_owed) {
   }
 }
 
+// Rounding can leave a rejected draft with nothing owed: then the target itself is what is drawn from.
+TEST(an_empty_residual_is_a_draw_from_the_target) {
+  for (const Level& level : levels()) {
+    const SamplingKernels& k = *level.kernels;
+    Bench bench(100, 1, 3);
+    const ProcessedRow row = bench.process(k);
+    for (uint32_t position = 1; position < 200; ++position) {
+      const NoiseAddress at{5, position, 0, Purpose::token, 0};
+      CHECK(k.choose_residual(row, k.mass(row), row, k.mass(row), at) == k.choose(row, at), level.name, ", position ", position);
+    }
+  }
+}
+
 TEST(every_level_gives_the_same_bits) {
   const auto all = levels();
   for (int seed = 0; seed < 50; ++seed) {
