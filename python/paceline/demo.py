@@ -8,13 +8,17 @@ from paceline.engine import Engine
 from paceline.results import GenerationResult
 
 PROMPTS = (
-    "def read_config(path):\n    \"\"\"Read the configuration file at path.\"\"\"\n",
-    "class Connection:\n    def __init__(self, host, port):\n",
-    "import os\nimport sys\n\n\ndef main(argv=None):\n",
-    "class TestQueue(unittest.TestCase):\n    def setUp(self):\n",
+    "def read(self, size=-1):\n    if self.closed:",
+    "class TestCounter(unittest.TestCase):\n    def test_update(self):",
+    "import os\nimport sys\n\n\ndef walk(top, topdown=True):",
+    "def main(argv=None):\n    parser = argparse.ArgumentParser(",
+    "def parse_header(line):",
+    "class Queue:\n    def __init__(self, maxsize=0):",
+    "def quote(s):\n    \"\"\"Return",
+    "    def __init__(self, name, value=None):\n        self.name = name",
 )
 MAX_TOKENS = 160
-REPETITIONS = 7
+REPETITIONS = 5
 
 
 def run_demo(*, json_output: bool) -> None:
@@ -23,7 +27,7 @@ def run_demo(*, json_output: bool) -> None:
         runs = _interleaved(engine)
     plain, speculative = runs
     identical = all(a.token_ids == b.token_ids for a, b in zip(plain, speculative, strict=True))
-    speeds = [_median_speed(each) for each in runs]
+    speeds = [_speed(each) for each in runs]
     figures = {
         "text": PROMPTS[0] + speculative[0].text, "plain_tokens_per_second": speeds[0], "speculative_tokens_per_second": speeds[1],
         "ratio": speeds[1] / speeds[0], "mean_acceptance_length": statistics.mean(r.stats.mean_acceptance_length for r in speculative),
@@ -49,5 +53,7 @@ def _interleaved(engine: Engine) -> tuple[list[GenerationResult], list[Generatio
     return plain, speculative
 
 
-def _median_speed(results: list[GenerationResult]) -> float:
-    return statistics.median(result.stats.decode_tokens_per_second for result in results)
+def _speed(results: list[GenerationResult]) -> float:
+    """Tokens per second over all prompts, each at the median of its repetitions."""
+    seconds = [statistics.median(r.stats.decode_time for r in results[i::len(PROMPTS)]) for i in range(len(PROMPTS))]
+    return (MAX_TOKENS - 1) * len(PROMPTS) / sum(seconds)
