@@ -128,6 +128,7 @@ class Engine:
 
     def stats(self) -> Stats:
         """Of all requests that have finished."""
+        self._check_process()
         with self._lock:
             return Stats._of(self._core.stats())
 
