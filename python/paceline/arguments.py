@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import tokenizers
@@ -13,8 +12,10 @@ from paceline import _core, checks
 from paceline.kv_budget import default_kv_cache_tokens, kv_bytes_per_position
 from paceline.loading import Checkpoint, read_config
 from paceline.tokenizer import Tokenizer, refuse_other_tokenizer
+
 _integer = functools.partial(checks.integer, "Engine")
 _one_of = functools.partial(checks.one_of, "Engine")
+_path = functools.partial(checks.path, "Engine")
 
 Prompt = str | Sequence[int]
 PathLike = str | os.PathLike[str]
@@ -77,8 +78,8 @@ def resolve(*, target: PathLike, draft: PathLike | None, tokenizer: PathLike | t
     num_seqs = _integer("max_num_seqs", max_num_seqs, 1, 256)
     threads = 0 if num_threads is None else _integer("num_threads", num_threads, 1, 1024)
     tau = _tau(num_speculative_tokens, draft is not None)
-    target_files = read_config(Path(target))
-    draft_files = _within_its_window(read_config(Path(draft)), notes) if draft is not None else None
+    target_files = read_config(_path("target", target))
+    draft_files = _within_its_window(read_config(_path("draft", draft)), notes) if draft is not None else None
     words = _tokenizer(tokenizer, target_files)
     _check_draft_tokenizer(words, draft_files, notes)
     target_dtype = _dtype("dtype", dtype, target_files, notes)
@@ -114,7 +115,7 @@ def _tokenizer(given: PathLike | tokenizers.Tokenizer | None, target: Checkpoint
     if isinstance(given, tokenizers.Tokenizer):
         return Tokenizer(given, "tokenizer")
     if given is not None:
-        return Tokenizer.read(Path(given))
+        return Tokenizer.read(_path("tokenizer", given))
     return Tokenizer.read(target.directory) if (target.directory / "tokenizer.json").exists() else None
 
 

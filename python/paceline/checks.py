@@ -1,6 +1,7 @@
 """Arguments of the wrong kind become one clear ValueError: where, which, what it must be, what it is."""
 
 import operator
+from pathlib import Path
 from typing import Any, NoReturn
 
 INT32_MAX = 2**31 - 1
@@ -31,6 +32,13 @@ def real(where: str, name: str, value: Any) -> float:
         return float(value)
     except (TypeError, ValueError, OverflowError):
         refuse(where, name, "a number", value)
+
+
+def path(where: str, name: str, value: Any) -> Path:
+    try:
+        return Path(value)
+    except TypeError:
+        refuse(where, name, "a path", value)
 
 
 def items(where: str, name: str, expected: str, value: Any) -> tuple[Any, ...]:

@@ -5,7 +5,6 @@ import os
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
@@ -135,6 +134,10 @@ class Engine:
     def close(self) -> None:
         """Give the memory back. Requests under way, and later calls, end with a RuntimeError."""
         self._core.close()
+
+    def __repr__(self) -> str:
+        shown = ("target", "draft", "device", "dtype", "num_speculative_tokens", "acceptance", "max_model_len", "max_num_seqs")
+        return "Engine(" + ", ".join(f"{name}={self.info[name]!r}" for name in shown) + ")"
 
     def __enter__(self) -> "Engine":
         return self

@@ -23,14 +23,8 @@ std::shared_ptr<Scripts> scripts() {
 }
 
 ScriptedOptions options_of(int slots) {
-  ScriptedOptions options;
-  options.vocab_size = kVocab;
-  options.engine.num_speculative_tokens = kTau;
-  options.engine.max_model_len = 190;
-  options.engine.max_num_seqs = slots;
-  options.engine.kv_cache_tokens = slots * 190;
+  ScriptedOptions options = test::options_of(kVocab, kTau, slots, 190);
   options.engine.prefill_chunk = kChunk;
-  options.engine.debug_hash = true;
   return options;
 }
 

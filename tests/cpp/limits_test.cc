@@ -85,17 +85,6 @@ void check_writes(const ScriptedModel& model, int end_length, const std::string&
     CHECK(row.position < end_length - 1, where, ": KV write at position ", row.position, " of a sequence of at most ", end_length);
 }
 
-ScriptedOptions options_of(int tau, int batch, int max_model_len) {
-  ScriptedOptions options;
-  options.vocab_size = kVocab;
-  options.engine.num_speculative_tokens = tau;
-  options.engine.max_model_len = max_model_len;
-  options.engine.max_num_seqs = batch;
-  options.engine.kv_cache_tokens = batch * max_model_len;
-  options.engine.debug_hash = true;
-  return options;
-}
-
 Job job_of(int script, int prompt_length, int max_tokens) {
   Job job{script, prompt_length, {}};
   job.params.max_tokens = max_tokens;
@@ -116,7 +105,7 @@ int check_room(int tau, int accepted, int prompt_length, int room, int batch, bo
     scripts->push_back(dialled(i, length, (accepted + i) % (tau + 1), std::max(max_model_len, length) + 1));
     jobs.push_back(job_of(i, length, limited ? room + i + allowed_more : -1));
   }
-  const ScriptedOptions options = options_of(tau, batch, max_model_len);
+  const ScriptedOptions options = options_of(kVocab, tau, batch, max_model_len);
   ScriptedEngine engine(options, scripts);
   const auto refused = [&](const Job& job) { return job.prompt_length >= max_model_len; };
   for (const Job& job : jobs)
@@ -185,7 +174,7 @@ TEST(cache_smaller_than_the_context) {
         for (int prompt_length : {kFirst - 3, kFirst, kFirst + 2}) {
           const std::string where = describe(tau, accepted, prompt_length, 1, room);
           auto scripts = std::make_shared<Scripts>(1, dialled(0, prompt_length, accepted, 300));
-          ScriptedOptions options = options_of(tau, 1, 256);
+          ScriptedOptions options = options_of(kVocab, tau, 1, 256);
           options.engine.kv_cache_tokens = prompt_length + room;
           const std::vector<Job> jobs = {job_of(0, prompt_length, -1)};
           ScriptedEngine engine(options, scripts);
@@ -214,7 +203,7 @@ TEST(draft_with_a_shorter_context) {
         scripts->push_back(dialled(i, prompt_length - i, (accepted + i) % (tau + 1), max_model_len + 1));
         jobs.push_back(job_of(i, prompt_length - i, -1));
       }
-      ScriptedOptions options = options_of(tau, batch, max_model_len);
+      ScriptedOptions options = options_of(kVocab, tau, batch, max_model_len);
       options.draft_max_len = draft_max_len;
       ScriptedEngine engine(options, scripts);
       const std::vector<Text> texts = engine.run(jobs), reference = plain(options, scripts, jobs);
@@ -234,7 +223,7 @@ TEST(no_draft_rows_without_drafts) {
     auto scripts = std::make_shared<Scripts>(1, dialled(0, 70, 4, 300));
     Job job = job_of(0, 70, max_tokens);
     if (max_tokens > 2) job.params.num_speculative_tokens = 0;
-    ScriptedEngine engine(options_of(4, 1, 256), scripts);
+    ScriptedEngine engine(options_of(kVocab, 4, 1, 256), scripts);
     CHECK(int(engine.run({job})[0].tokens.size()) == max_tokens);
     CHECK(engine.draft->trace().empty(), "max_tokens ", max_tokens, ": ", engine.draft->trace().size(),
           " rows of the draft in vain");
@@ -252,7 +241,7 @@ TEST(tiny_capacities) {
           for (int requests = 1; requests <= 4; ++requests)
             for (int max_model_len : {2, 4, 131}) {
               auto scripts = std::make_shared<Scripts>();
-              ScriptedOptions options = options_of(tau, slots, max_model_len);
+              ScriptedOptions options = options_of(kVocab, tau, slots, max_model_len);
               options.engine.kv_cache_tokens = cache;
               options.engine.prefill_chunk = chunk;
               ScriptedEngine engine(options, scripts);
@@ -292,7 +281,7 @@ TEST(requests_queue_for_pages) {
     for (int tau : {1, 4})
       for (int draft_max_len : {40, 130}) {  // a short draft never lacks pages: the target's alone are counted
         auto scripts = std::make_shared<Scripts>();
-        ScriptedOptions options = options_of(tau, slots, 130);
+        ScriptedOptions options = options_of(kVocab, tau, slots, 130);
         options.engine.kv_cache_tokens = 130;
         options.draft_max_len = draft_max_len;
         std::vector<Job> jobs;

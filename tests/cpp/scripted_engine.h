@@ -45,6 +45,18 @@ struct ScriptedOptions {
   int draft_max_len = 1 << 20;
 };
 
+// KV for every slot's longest sequence; row hashes on.
+inline ScriptedOptions options_of(int vocab_size, int tau, int slots, int max_model_len) {
+  ScriptedOptions options;
+  options.vocab_size = vocab_size;
+  options.engine.num_speculative_tokens = tau;
+  options.engine.max_model_len = max_model_len;
+  options.engine.max_num_seqs = slots;
+  options.engine.kv_cache_tokens = slots * max_model_len;
+  options.engine.debug_hash = true;
+  return options;
+}
+
 class ScriptedEngine {
  public:
   ScriptedEngine(const ScriptedOptions& options, std::shared_ptr<const Scripts> scripts) : scripts_(std::move(scripts)) {

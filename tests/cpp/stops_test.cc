@@ -20,14 +20,8 @@ std::vector<std::string> bracketed() {
 }
 
 ScriptedOptions options_of(int tau, int batch, int max_model_len, std::vector<std::string> token_bytes) {
-  ScriptedOptions options;
-  options.vocab_size = kVocab;
-  options.engine.num_speculative_tokens = tau;
-  options.engine.max_model_len = max_model_len;
-  options.engine.max_num_seqs = batch;
-  options.engine.kv_cache_tokens = batch * max_model_len;
+  ScriptedOptions options = test::options_of(kVocab, tau, batch, max_model_len);
   options.engine.token_bytes = std::move(token_bytes);
-  options.engine.debug_hash = true;
   return options;
 }
 

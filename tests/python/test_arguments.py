@@ -47,6 +47,13 @@ class Stored:
         return getattr(self._files, name)
 
 
+@pytest.mark.parametrize("given", [dict(target=("a", "b")), dict(draft=3), dict(tokenizer=[1])])
+def test_what_is_no_path_is_refused_by_name(given):
+    (name,) = given
+    with pytest.raises(ValueError, match=rf"\[Engine\] {name} must be a path, got"):
+        settings(**given)
+
+
 def test_defaults():
     got = settings(draft=demo_pair()[1])
     assert (got.dtype, got.draft_dtype, got.kv_dtype, got.num_speculative_tokens, got.max_model_len) == ("bf16", "bf16", "bf16", 3, 512)

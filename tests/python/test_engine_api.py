@@ -143,6 +143,11 @@ def test_threads_share_an_engine(engine):
     assert shared == alone
 
 
+def test_an_engine_shows_what_it_is(engine):
+    shown = repr(engine)
+    assert shown.startswith(f"Engine(target={engine.info['target']!r}, draft=") and "num_speculative_tokens=4" in shown
+
+
 def test_stats_add_up():
     with Engine(*demo_pair(), max_num_seqs=2) as engine:
         assert engine.stats().mean_acceptance_length == engine.stats().decode_tokens_per_second == 0

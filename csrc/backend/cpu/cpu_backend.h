@@ -32,6 +32,12 @@ class CpuMatrix final : public PackedMatrix {
   Matrix matrix_;
 };
 
+// Bytes of one KV head in a page, and of a page, of keys and of values alike.
+inline size_t head_bytes(const AttentionShape& shape, DType dtype) { return size_t(kPagePositions) * shape.head_dim * size_of(dtype); }
+inline size_t page_bytes(const AttentionShape& shape, DType dtype) { return shape.num_kv_heads * head_bytes(shape, dtype); }
+// Columns of a packed matrix that has `columns` outputs.
+inline int padded(int columns) { return (columns + 15) / 16 * 16; }
+
 // What attention has to do in one call, cut into tasks of rows and heads that share a sweep over pages.
 struct AttentionWork {
   const Rows& rows;

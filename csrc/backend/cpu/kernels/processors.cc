@@ -1,0 +1,161 @@
+// The processors of a row: sampling.h. Loops are written so that the compiler vectorises them (no early exit, no calls); that
+// cannot change a bit, since no sum of floats is reordered: maxima are exact and masses are integers.
+#include "backend/cpu/kernels/sampling.h"
+
+#include "core/bfloat16.h"
+#include "math/fixed_sum.h"
+
+namespace paceline::cpu::PACELINE_ISA {
+namespace {
+
+constexpr float kLargest = 3.402823466e+38f, kMinusInfinity = -__builtin_inff();
+
+int first_index_of(const float* l, int n, float value) {
+  for (int i = 0; i < n; ++i)
+    if (l[i] == value) return i;
+  return 0;
+}
+
+bool holds_nan_or_infinity(const float* l, int n) {
+  uint32_t bad = 0;
+  for (int i = 0; i < n; ++i) bad |= l[i] <= kLargest ? 0u : 1u;  // -inf is a masked token, not a fault
+  return bad != 0;
+}
+
+// Order-preserving key of a float; -0 and +0 are one value.
+uint32_t key_of(float value) {
+  const uint32_t bits = paceline::bits_of(value + 0.0f);
+  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+float value_of(uint32_t key) { return float_from_bits(key & 0x80000000u ? key & 0x7fffffffu : ~key); }
+
+// The smallest logit that survives a cut "the weight strictly above it is below limit", among tokens at or above `from`.
+// Radix select from the top bits of the key: three sweeps instead of sorting the vocabulary, or four of fewer buckets for rows so
+// short that clearing 2048 of them would cost more than a sweep.
+template <class Weight>
+float upper_cut(const float* l, int n, float from, double limit, uint64_t* histogram, Weight weight) {
+  uint64_t above = 0;
+  uint32_t prefix = 0;
+  int fixed_bits = 0;
+  const int digit = n <= 4096 ? 8 : 11;
+  while (fixed_bits < 32) {
+    const int bits = 32 - fixed_bits < digit ? 32 - fixed_bits : digit, shift = 32 - fixed_bits - bits, buckets = 1 << bits;
+    memset(histogram, 0, buckets * sizeof(uint64_t));
+    int bucket = 0;  // the highest in use: rows of few tokens do not pay for a walk down from the top
+    for (int i = 0; i < n; ++i) {
+      const uint32_t key = key_of(l[i]);
+      if (!(l[i] >= from && (fixed_bits == 0 || key >> (32 - fixed_bits) == prefix))) continue;
+      const int own = (key >> shift) & (buckets - 1);
+      histogram[own] += weight(l[i]);
+      bucket = own > bucket ? own : bucket;
+    }
+    while (bucket >= 0 && double(above + histogram[bucket]) < limit) above += histogram[bucket--];
+    if (bucket < 0) return from;  // the limit is never reached: nothing is cut
+    prefix = prefix << bits | uint32_t(bucket);
+    fixed_bits += bits;
+  }
+  return value_of(prefix);
+}
+
+// The smallest logit with (l - l_max) / T >= log(min_p), by bisection over the ordered keys.
+float min_p_cut(float l_max, double temperature, double min_p) {
+  const double lowest = log_of(min_p);
+  uint32_t low = key_of(-kLargest), high = key_of(l_max);  // high survives always
+  while (low < high) {
+    const uint32_t middle = low + (high - low) / 2;
+    if ((double(value_of(middle)) - double(l_max)) / temperature >= lowest) high = middle;
+    else low = middle + 1;
+  }
+  return value_of(high);
+}
+
+bool changes_logits(const RowTask& task) {
+  const SlotParams& p = *task.params;
+  return task.history_length < p.min_length || p.num_bias || p.repetition_penalty != 1.0f || p.frequency_penalty != 0.0f ||
+         p.presence_penalty != 0.0f;
+}
+
+// Steps 2 to 5 of the processors on a copy of the row.
+void change_logits(const RowTask& task, float* l, int32_t* counts) {
+  const SlotParams& p = *task.params;
+  const int n = task.vocab_limit;
+  if (task.history_length < p.min_length)
+    for (int i = 0; i < p.num_stop; ++i)
+      if (p.stop_id[i] < n) l[p.stop_id[i]] = kMinusInfinity;
+  for (int i = 0; i < p.num_bias; ++i)
+    if (p.bias_id[i] < n) l[p.bias_id[i]] += p.bias[i];
+  if (p.repetition_penalty != 1.0f) {
+    for (int i = 0; i < task.history_length; ++i) {
+      const int32_t id = task.history[i];
+      if (id < n && counts[id]++ == 0) l[id] = repetition_penalised(l[id], p.repetition_penalty);
+    }
+    for (int i = 0; i < task.history_length; ++i)
+      if (task.history[i] < n) counts[task.history[i]] = 0;
+  }
+  if (p.frequency_penalty != 0.0f || p.presence_penalty != 0.0f) {
+    for (int i = p.prompt_length; i < task.history_length; ++i)
+      if (task.history[i] < n) ++counts[task.history[i]];
+    for (int i = p.prompt_length; i < task.history_length; ++i) {
+      const int32_t id = task.history[i];
+      if (id >= n || counts[id] == 0) continue;
+      l[id] = count_penalised(l[id], p.frequency_penalty, p.presence_penalty, counts[id]);
+      counts[id] = 0;
+    }
+  }
+}
+
+}  // namespace
+
+float max_of(const float* l, int n) {
+  constexpr int kLanes = 16;
+  float lane[kLanes];
+  for (float& m : lane) m = kMinusInfinity;
+  int i = 0;
+  for (; i + kLanes <= n; i += kLanes)
+    for (int j = 0; j < kLanes; ++j) lane[j] = l[i + j] > lane[j] ? l[i + j] : lane[j];
+  for (int j = 0; i < n; ++i, ++j) lane[j] = l[i] > lane[j] ? l[i] : lane[j];
+  float m = lane[0];
+  for (int j = 1; j < kLanes; ++j) m = lane[j] > m ? lane[j] : m;
+  return m;
+}
+
+double scaled(const ProcessedRow& row, float logit) { return (double(logit) - double(row.l_max)) / row.temperature; }
+
+ProcessedRow process(const RowTask& task, const SamplingScratch& scratch) {
+  const SlotParams& p = *task.params;
+  const int n = task.vocab_limit;
+  ProcessedRow row{task.logits, n, kMinusInfinity, -kLargest, 0, kRowSound, p.temperature};
+  if (holds_nan_or_infinity(task.logits, task.row_size)) {
+    row.fault = kRowNotFinite;
+    return row;
+  }
+  if (changes_logits(task)) {
+    memcpy(scratch.logits, task.logits, n * sizeof(float));
+    change_logits(task, scratch.logits, scratch.counts);
+    row.logits = scratch.logits;
+  }
+  const float* l = row.logits;
+  row.l_max = max_of(l, n);
+  if (!(row.l_max > kMinusInfinity)) {
+    row.fault = kRowEmpty;
+    return row;
+  }
+  row.argmax = first_index_of(l, n, row.l_max);
+  if (p.temperature == 0.0) return row;
+
+  const auto one = [](float) { return uint64_t(1); };
+  const auto weight = [&row](float logit) { return fixed_weight(scaled(row, logit)); };
+  if (p.top_k > 0 && p.top_k < n) row.threshold = upper_cut(l, n, row.threshold, p.top_k, scratch.histogram, one);
+  if (p.top_p < 1.0) {
+    uint64_t total = 0;
+    for (int i = 0; i < n; ++i) total += l[i] >= row.threshold ? weight(l[i]) : 0;
+    row.threshold = upper_cut(l, n, row.threshold, p.top_p * double(total), scratch.histogram, weight);
+  }
+  if (p.min_p >= 2.3e-308) {  // below the smallest normal number nothing could be cut
+    const float cut = min_p_cut(row.l_max, p.temperature, p.min_p);
+    row.threshold = cut > row.threshold ? cut : row.threshold;
+  }
+  return row;
+}
+
+}  // namespace paceline::cpu::PACELINE_ISA
