@@ -16,14 +16,20 @@ inline const char* name_of(DType dtype) {
     case DType::fp32: return "fp32";
     case DType::bf16: return "bf16";
     case DType::fp16: return "fp16";
+    case DType::int8: return "int8";
+    case DType::int4: return "int4";
+    case DType::int4_g32: return "int4_g32";
   }
   return "?";
 }
 
 inline DType dtype_of(const std::string& name) {
-  for (DType dtype : {DType::fp32, DType::bf16, DType::fp16})
+  std::string all;
+  for (DType dtype : {DType::fp32, DType::bf16, DType::fp16, DType::int8, DType::int4, DType::int4_g32}) {
     if (name == name_of(dtype)) return dtype;
-  throw std::invalid_argument(message("dtype must be one of fp32, bf16, fp16, got ", name));
+    all += (all.empty() ? "" : ", ") + std::string(name_of(dtype));
+  }
+  throw std::invalid_argument(message("dtype must be one of ", all, ", got ", name));
 }
 
 // A tensor somebody else owns, row-major and contiguous in host memory.

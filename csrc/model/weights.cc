@@ -6,14 +6,14 @@ namespace paceline {
 
 Weights::Weights(std::shared_ptr<Backend> backend, const ModelConfig& config, DType dtype, std::string path)
     : backend_(std::move(backend)), config_(validated(config)), dtype_(dtype), path_(std::move(path)), layers_(config.num_layers) {
-  require(dtype == DType::fp32 || dtype == DType::bf16, "[Weights] dtype must be fp32 or bf16, got ", name_of(dtype));
+  require(dtype != DType::fp16, "[Weights] dtype must be fp32, bf16, int8, int4 or int4_g32, got fp16");
   const int d = config_.hidden_size, v = config_.vocab_size;
-  embedding_ = backend_->new_matrix((v + 15) / 16, d, dtype_);
+  embedding_ = backend_->new_matrix((v + 15) / 16, d, table_dtype());
   expect_matrix("model.embed_tokens.weight", v, d, *embedding_, 0, 1);
   for (int i = 0; i < config_.num_layers; ++i) expect_layer(i);
   expect_vector("model.norm.weight", d, final_norm_, 0);
   if (!config_.tie_word_embeddings) {
-    head_ = backend_->new_matrix((v + 15) / 16, d, dtype_);
+    head_ = backend_->new_matrix((v + 15) / 16, d, table_dtype());
     expect_matrix("lm_head.weight", v, d, *head_, 0, 1);
   }
 }

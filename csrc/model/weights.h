@@ -20,7 +20,7 @@ struct LayerWeights {
 
 class Weights {
  public:
-  // dtype fp32 or bf16: where values are rounded. path is only used in messages.
+  // dtype: any but fp16. path is only used in messages.
   Weights(std::shared_ptr<Backend> backend, const ModelConfig& config, DType dtype, std::string path);
 
   struct Expected {
@@ -38,6 +38,8 @@ class Weights {
   const ModelConfig& config() const { return config_; }
   const std::shared_ptr<Backend>& backend() const { return backend_; }
   DType dtype() const { return dtype_; }
+  // Of the embedding and the head, which every token meets undiluted: never below int8.
+  DType table_dtype() const { return is_integer(dtype_) ? DType::int8 : dtype_; }
   size_t bytes() const;
   bool complete() const { return num_loaded_ == expected_.size(); }
 

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import tokenizers
 
@@ -19,10 +19,13 @@ _path = functools.partial(checks.path, "Engine")
 
 Prompt = str | Sequence[int]
 PathLike = str | os.PathLike[str]
+Dtype = Literal["bf16", "fp32", "int8", "int4", "int4_g32"]
+KvDtype = Literal["bf16", "fp32"]
+Device = Literal["auto", "cpu", "cuda"]
+AcceptanceRule = Literal["coupled", "rejection"]
 
 DEFAULT_TAU = 3  # near the knee of verification cost on CPUs; the bundled pair is fastest at 2 or 3
 PREFILL_CHUNK = 256  # rows of a prompt per pass: weights are read once per chunk
-DTYPES = ("bf16", "fp32")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +77,7 @@ def resolve(*, target: PathLike, draft: PathLike | None, tokenizer: PathLike | t
             max_num_seqs: int, kv_cache_tokens: int | None, num_threads: int | None) -> Settings:
     notes: list[str] = []
     _check_device(device, notes)
-    _one_of("acceptance", acceptance, ("coupled", "rejection"))
+    _one_of("acceptance", acceptance, get_args(AcceptanceRule))
     num_seqs = _integer("max_num_seqs", max_num_seqs, 1, 256)
     threads = 0 if num_threads is None else _integer("num_threads", num_threads, 1, 1024)
     tau = _tau(num_speculative_tokens, draft is not None)
@@ -83,7 +86,7 @@ def resolve(*, target: PathLike, draft: PathLike | None, tokenizer: PathLike | t
     words = _tokenizer(tokenizer, target_files)
     _check_draft_tokenizer(words, draft_files, notes)
     target_dtype = _dtype("dtype", dtype, target_files, notes)
-    kv = target_dtype if kv_dtype == "auto" else _one_of("kv_dtype", kv_dtype, DTYPES)
+    kv = ("fp32" if target_dtype == "fp32" else "bf16") if kv_dtype == "auto" else _one_of("kv_dtype", kv_dtype, get_args(KvDtype))
     length = _max_model_len(max_model_len, target_files, notes)
     per_position = sum(kv_bytes_per_position(files.config, kv) for files in (target_files, draft_files) if files)
     return Settings(
@@ -95,7 +98,7 @@ def resolve(*, target: PathLike, draft: PathLike | None, tokenizer: PathLike | t
 
 
 def _check_device(device: str, notes: list[str]) -> None:
-    _one_of("device", device, ("auto", "cpu", "cuda"))
+    _one_of("device", device, get_args(Device))
     if device == "cuda":
         raise RuntimeError('[Engine] device="cuda" cannot run: this build of Paceline has no CUDA engine; use device="cpu" or "auto"')
     if device == "auto":
@@ -130,7 +133,7 @@ def _check_draft_tokenizer(target: Tokenizer | None, draft: Checkpoint | None, n
 
 def _dtype(name: str, wanted: str, files: Checkpoint, notes: list[str]) -> str:
     if wanted != "auto":
-        return _one_of(name, wanted, DTYPES)
+        return _one_of(name, wanted, get_args(Dtype))
     if files.dtype == "fp16":
         notes.append(f'{name}: fp16 weights rounded to bf16; "fp32" keeps them exact')
     return "fp32" if files.dtype == "fp32" else "bf16"

@@ -6,9 +6,10 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import paceline
+from paceline.arguments import AcceptanceRule, Device, Dtype, KvDtype
 from paceline.bundled import demo_pair
 from paceline.demo import run_demo
 from paceline.engine import Engine
@@ -49,10 +50,9 @@ def _parser() -> argparse.ArgumentParser:
     models.add_argument("--target", metavar="DIR", help="checkpoint whose text is written")
     models.add_argument("--draft", metavar="DIR", help="checkpoint that proposes; without it decoding is plain")
     models.add_argument("--tokenizer", metavar="PATH", help="directory or tokenizer.json; by default the target's")
-    for name in ("dtype", "draft-dtype", "kv-dtype"):
-        models.add_argument(f"--{name}", choices=["auto", "bf16", "fp32"])
-    models.add_argument("--device", choices=["auto", "cpu", "cuda"])
-    models.add_argument("--acceptance", choices=["coupled", "rejection"])
+    for name, choices in (("dtype", ("auto", *get_args(Dtype))), ("draft-dtype", ("auto", *get_args(Dtype))),
+                          ("kv-dtype", ("auto", *get_args(KvDtype))), ("device", get_args(Device)), ("acceptance", get_args(AcceptanceRule))):
+        models.add_argument(f"--{name}", choices=choices)
     for name, what in (("max-model-len", "tokens of the sequence at most, prompt included"), ("kv-cache-tokens", "positions of the KV cache"),
                        ("num-threads", "computing threads")):
         models.add_argument(f"--{name}", type=int, metavar="N", help=what)

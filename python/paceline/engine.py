@@ -11,7 +11,7 @@ from typing import Any, Literal
 import tokenizers
 
 from paceline import _core, checks
-from paceline.arguments import PathLike, Prompt, prompt_ids, resolve
+from paceline.arguments import AcceptanceRule, Device, Dtype, KvDtype, PathLike, Prompt, prompt_ids, resolve
 from paceline.loading import load_weights
 from paceline.request import Request
 from paceline.results import Chunk, GenerationResult, Stats, Verification
@@ -28,9 +28,9 @@ class Engine:
     """
 
     def __init__(self, target: PathLike, draft: PathLike | None = None, *, tokenizer: PathLike | tokenizers.Tokenizer | None = None,
-                 device: Literal["auto", "cpu", "cuda"] = "auto", dtype: Literal["auto", "bf16", "fp32"] = "auto",
-                 draft_dtype: Literal["auto", "bf16", "fp32"] = "auto", kv_dtype: Literal["auto", "bf16", "fp32"] = "auto",
-                 num_speculative_tokens: int | Literal["auto"] = "auto", acceptance: Literal["coupled", "rejection"] = "coupled",
+                 device: Device = "auto", dtype: Dtype | Literal["auto"] = "auto", draft_dtype: Dtype | Literal["auto"] = "auto",
+                 kv_dtype: KvDtype | Literal["auto"] = "auto", num_speculative_tokens: int | Literal["auto"] = "auto",
+                 acceptance: AcceptanceRule = "coupled",
                  max_model_len: int | None = None, max_num_seqs: int = 1, kv_cache_tokens: int | None = None,
                  num_threads: int | None = None, warmup: bool = True) -> None:
         """Read the checkpoints and take all the memory that will ever be needed.
@@ -39,8 +39,10 @@ class Engine:
             The draft may have a vocabulary of another size, but must have the target's tokenizer.
         tokenizer: a directory, a tokenizer.json or a `tokenizers.Tokenizer`; by default the target's. Prompts of token ids need none.
         device: "cpu" is what this build has; "cuda" is refused.
-        dtype, draft_dtype: of the weights. "auto" keeps fp32 checkpoints in fp32 and takes bf16 for all others.
-        kv_dtype: of both KV caches. "auto": the target's dtype.
+        dtype, draft_dtype: of the weights, each model on its own: "fp32", "bf16", or quantised here, from any checkpoint, to "int8"
+            (a scale per output), "int4" or "int4_g32" (a scale per 64 or 32 inputs of an output; embedding and head int8). "auto"
+            keeps fp32 checkpoints in fp32 and takes bf16 for all others.
+        kv_dtype: of both KV caches, "fp32" or "bf16". "auto": fp32 for a target in fp32, else bf16.
         num_speculative_tokens: tau, draft tokens per cycle at most, 0 to 64. "auto": 3 with a draft.
         acceptance: "coupled" (arXiv:2408.07978) or "rejection" (arXiv:2211.17192).
         max_model_len: tokens of a sequence at most, prompt included. None: the target's context.

@@ -38,6 +38,10 @@ inline std::shared_ptr<Backend> backend_of(const std::string& level, int threads
   return backend;
 }
 
+// What weights can be, and the KV cache beside them.
+inline const std::vector<DType> kFormats = {DType::fp32, DType::bf16, DType::int8, DType::int4, DType::int4_g32};
+inline DType kv_dtype_of(DType weights) { return weights == DType::fp32 ? DType::fp32 : DType::bf16; }
+
 inline std::vector<float> random_values(size_t count, unsigned seed, float scale = 1, float mean = 0) {
   std::mt19937 random(seed);
   std::normal_distribution<float> normal(0, 1);

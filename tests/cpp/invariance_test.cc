@@ -59,7 +59,7 @@ class Layer {
  public:
   Layer(const std::string& level, DType dtype, const Sizes& sizes, const World& world)
       : backend_(*backend_of(level, world.threads)), dtype_(dtype), s_(sizes), world_(world), rope_(kContext, s_.head_dim),
-        pages_(backend_, int(kCached.size()), kContext, s_.kv_heads, s_.head_dim, dtype, world.placement) {
+        pages_(backend_, int(kCached.size()), kContext, s_.kv_heads, s_.head_dim, kv_dtype_of(dtype), world.placement) {
     const RandomMatrix table(s_.v, s_.d, 1), q(s_.heads * s_.head_dim, s_.d, 2), k(s_.kv_heads * s_.head_dim, s_.d, 3), v(k.n, s_.d, 4);
     const RandomMatrix output(s_.d, q.n, 5), gate(s_.f, s_.d, 6), up(s_.f, s_.d, 7), down(s_.d, s_.f, 8);
     table_ = packed(backend_, dtype, table);
@@ -186,7 +186,7 @@ std::vector<Pass> mixed(int rows, unsigned seed, bool grouped) {
 
 void check_worlds(const Sizes& sizes) {
   for (const std::string& level : levels())
-    for (DType dtype : {DType::fp32, DType::bf16}) {
+    for (DType dtype : kFormats) {
       const Result want = rows_alone(level, dtype, sizes);
       const auto check = [&](const World& world, const std::vector<Pass>& passes, const std::string& what) {
         Layer layer(level, dtype, sizes, world);
@@ -218,7 +218,7 @@ TEST(rows_of_a_layer_with_one_kv_head) { check_worlds(kMany); }
 // rows that later take their positions know of it.
 TEST(rejected_rows_leave_no_trace) {
   for (const std::string& level : levels())
-    for (DType dtype : {DType::fp32, DType::bf16})
+    for (DType dtype : kFormats)
       for (bool broken : {false, true}) {
         const Result want = rows_alone(level, dtype, kNarrow);
         Layer layer(level, dtype, kNarrow, tidy());

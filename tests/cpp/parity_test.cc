@@ -38,7 +38,7 @@ std::vector<Text> decode(const std::shared_ptr<Weights>& target, const std::shar
   options.num_speculative_tokens = draft ? tau : 0;
   options.max_model_len = target->config().max_position_embeddings;
   options.max_num_seqs = batch;
-  options.kv_dtype = target->dtype();
+  options.kv_dtype = target->dtype() == DType::fp32 ? DType::fp32 : DType::bf16;
   options.kv_cache_tokens = batch * options.max_model_len;
   options.prefill_chunk = prefill_chunk;
   options.acceptance = acceptance;
@@ -147,6 +147,21 @@ TEST(greedy_fp32) { check_all_taus(DType::fp32, 0.0, 1); }
 TEST(greedy_bf16) { check_all_taus(DType::bf16, 0.0, 2); }
 TEST(sampled_fp32) { check_all_taus(DType::fp32, 0.9, 3); }
 TEST(sampled_bf16) { check_all_taus(DType::bf16, 1.2, 4); }
+TEST(greedy_int8) { check_all_taus(DType::int8, 0.0, 5); }
+TEST(sampled_int8) { check_all_taus(DType::int8, 0.9, 6); }
+TEST(greedy_int4) { check_all_taus(DType::int4, 0.0, 7); }
+TEST(sampled_int4_in_groups_of_32) { check_all_taus(DType::int4_g32, 0.9, 8); }
+
+// A draft in another format than its target: the shape people run.
+TEST(formats_may_differ) {
+  const TinyShape shape;
+  for (auto [target_dtype, draft_dtype] : {std::pair(DType::bf16, DType::int4), {DType::int8, DType::int4_g32}, {DType::int4, DType::bf16}, {DType::fp32, DType::int8}}) {
+    const auto target = tiny_weights(backend(), shape, target_dtype, 1), draft = tiny_weights(backend(), shape, draft_dtype, 1, 0.1f);
+    const std::vector<Job> jobs = jobs_of(8, 0.8, shape.vocab, 71);
+    const std::vector<Text> plain = decode(target, nullptr, 0, 1, jobs);
+    for (int tau : {1, 4, 8}) check_equal(decode(target, draft, tau, 3, jobs), plain, message(name_of(target_dtype), " with ", name_of(draft_dtype), ", tau ", tau));
+  }
+}
 
 TEST(every_batch_size) {
   const auto all = pairs(DType::bf16);

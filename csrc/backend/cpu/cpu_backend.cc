@@ -6,15 +6,11 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "core/bfloat16.h"
-
 namespace paceline::cpu {
 namespace {
 
 static_assert(kGroupPages == kPageGroup && kPagePositions == 64 && kLongestHead == kMaxHeadDim, "the kernels' pages are the backend's");
 constexpr int kPrivateRows = 16;  // up to here each thread packs all rows for itself: cheaper than a barrier
-
-const Matrix& matrix_of(const PackedMatrix& packed) { return static_cast<const CpuMatrix&>(packed).matrix(); }
 
 class Line final : public Graph {
  public:
@@ -24,39 +20,6 @@ class Line final : public Graph {
  private:
   std::function<void()> run_;
 };
-
-float exact(float value) { return value; }
-bf16 rounded(float value) { return to_bf16(value); }
-bf16 same(bf16 value) { return value; }
-
-// Up to sixteen rows of a tensor become a block: Together values of a row side by side, then the next row's. A stretch of each
-// row at a time: rows a power of two apart would push each other out of the first-level cache.
-template <int Together, class From, class To, class Convert>
-void pack_block(const From* rows, int count, int k, To* block, Convert convert) {
-  constexpr int kStretch = 32;
-  for (int first = 0; first < k; first += kStretch)
-    for (int lane = 0; lane < count; ++lane)
-      for (int i = first; i < std::min(k, first + kStretch); ++i)
-        block[(size_t(i / Together) * 16 + lane) * Together + i % Together] = convert(rows[size_t(lane) * k + i]);
-}
-
-void pack_block(const TensorView& part, int row, int count, int k, DType dtype, void* block) {
-  const size_t offset = size_t(row) * k;
-  const bool to_fp32 = dtype == DType::fp32;
-  auto *wide = static_cast<float*>(block);
-  auto *narrow = static_cast<bf16*>(block);
-  if (part.dtype == DType::fp32) {
-    const float* from = static_cast<const float*>(part.data) + offset;
-    to_fp32 ? pack_block<1>(from, count, k, wide, exact) : pack_block<2>(from, count, k, narrow, rounded);
-  } else if (part.dtype == DType::bf16) {
-    const bf16* from = static_cast<const bf16*>(part.data) + offset;
-    to_fp32 ? pack_block<1>(from, count, k, wide, from_bf16) : pack_block<2>(from, count, k, narrow, same);
-  } else {
-    const uint16_t* from = static_cast<const uint16_t*>(part.data) + offset;
-    to_fp32 ? pack_block<1>(from, count, k, wide, from_fp16)
-            : pack_block<2>(from, count, k, narrow, [](uint16_t value) { return to_bf16(from_fp16(value)); });
-  }
-}
 
 }  // namespace
 
@@ -113,24 +76,6 @@ void CpuBackend::download(void* host, const void* device, size_t bytes) {
 }
 std::unique_ptr<Graph> CpuBackend::capture(std::function<void()> line) { return std::make_unique<Line>(std::move(line)); }
 
-// ------------------------------------------------------------------------------------------------ weights
-
-std::unique_ptr<PackedMatrix> CpuBackend::new_matrix(int num_blocks, int k, DType dtype) {
-  const Matrix shape{nullptr, num_blocks, k, dtype};
-  reserve_rows(k, dtype);
-  return std::make_unique<CpuMatrix>(allocate(num_blocks * shape.block_bytes()), num_blocks, k, dtype);
-}
-
-void CpuBackend::pack_weights(PackedMatrix& packed, const TensorView& part, int first_block, int block_stride) {
-  const Matrix& w = matrix_of(packed);
-  const int n = int(part.shape[0]), k = int(part.shape[1]);
-  char* data = static_cast<char*>(const_cast<void*>(w.data));
-  pool_.run([&](int thread, int num_threads) {
-    for (int row = 16 * thread; row < n; row += 16 * num_threads)
-      pack_block(part, row, std::min(16, n - row), k, w.dtype, data + (first_block + row / 16 * block_stride) * w.block_bytes());
-  });
-}
-
 // ------------------------------------------------------------------------------------------------ scratch
 
 void CpuBackend::reserve_rows(int k, DType dtype) {
@@ -177,7 +122,9 @@ void CpuBackend::embed(const Rows& rows, const PackedMatrix& table, int d, float
     for (int row = thread; row < *rows.live; row += num_threads)
       kernels_->embed(matrix_of(table), rows.token[row], d, x + size_t(row) * d);
   };
-  *rows.live > 4 ? pool_.run(some) : some(0, 1);
+  if (*rows.live > 4) return pool_.run(some);
+  const FloatMode mode;  // integer tables are scaled here: not in the caller's rounding
+  some(0, 1);
 }
 
 void CpuBackend::norm_qkv_rope_write(const Rows& rows, const float* x, int d, const QkvWeights& weights, const AttentionShape& shape,

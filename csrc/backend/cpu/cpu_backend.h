@@ -32,6 +32,8 @@ class CpuMatrix final : public PackedMatrix {
   Matrix matrix_;
 };
 
+inline const Matrix& matrix_of(const PackedMatrix& packed) { return static_cast<const CpuMatrix&>(packed).matrix(); }
+
 // Bytes of one KV head in a page, and of a page, of keys and of values alike.
 inline size_t head_bytes(const AttentionShape& shape, DType dtype) { return size_t(kPagePositions) * shape.head_dim * size_of(dtype); }
 inline size_t page_bytes(const AttentionShape& shape, DType dtype) { return shape.num_kv_heads * head_bytes(shape, dtype); }

@@ -1,10 +1,15 @@
 // The forward kernels of one instruction level, as plain functions over raw pointers. cpu_backend.cc splits the work and
 // calls them; each level has its own table, chosen once at run time.
 //
-// Weights   [N/16][K][16] fp32, or [N/16][K/2][16][2] bf16 pairs, K padded to even, both padded with zeros to 16 outputs.
+// Weights   blocks of sixteen outputs, in lines of 64 bytes, padded with zeros:
+//             fp32  [K][16]                       bf16  [K/2][16][2]
+//             int8  16 fp32 scales, then [K/4][16][4], values + 128
+//             int4  for each two groups of G: [2][16] bf16 scales, then [2 G/8][16][4] bytes; byte j of an output holds values
+//                   j (low half) and 4 + j of eight along K, + 8
 // Inputs    rows packed for the matrix: fp32 values, or values rounded to bf16 (stored as bf16 where the level multiplies it,
-//           else as fp32). Rows lie an odd number of cache lines apart: with a power of two between them eight rows fall into
-//           the same sets of the first-level cache (2.2 times slower, measured).
+//           else as fp32), or for integer weights a RowHead, K values, and for int4 the correction of each group. Rows lie an odd
+//           number of cache lines apart: with a power of two between them eight rows fall into the same sets of the first-level
+//           cache (2.2 times slower, measured).
 // KV page   of one KV head: keys transposed, [Dh][64] fp32 or [Dh/2][64][2] bf16; values [64][Dh]. Sixteen positions are one
 //           vector, so scores need no horizontal sums.
 #pragma once
@@ -16,13 +21,30 @@
 
 namespace paceline::cpu {
 
+// Groups of int4 weights along K, padded to an even number.
+constexpr int groups_of(int k, int group) { return (k + 2 * group - 1) / (2 * group) * 2; }
+
 struct Matrix {
   const void* data;
   int num_blocks, k;  // outputs / 16, inputs
   DType dtype;
-  int steps() const { return dtype == DType::bf16 ? (k + 1) / 2 : k; }
-  size_t block_bytes() const { return size_t(steps()) * 64; }
+  size_t block_bytes() const {
+    switch (dtype) {
+      case DType::bf16: return size_t(k + 1) / 2 * 64;
+      case DType::int8: return (1 + size_t(k + 3) / 4) * 64;
+      case DType::int4: case DType::int4_g32: return size_t(groups_of(k, group_of(dtype))) / 2 * (1 + group_of(dtype) / 4) * 64;
+      default: return size_t(k) * 64;
+    }
+  }
 };
+
+// What leads a row packed for integer weights.
+struct RowHead {
+  float scale;
+  int32_t correction;  // of int8: -128 times the sum of the values
+};
+constexpr int kRowHead = 64;  // bytes it takes
+static inline const RowHead& row_head(const char* row) { return *reinterpret_cast<const RowHead*>(row); }
 
 // What happens to the sixteen sums of (row, block) when K is done.
 struct Epilogue {
@@ -84,6 +106,7 @@ namespace avx512_bf16 { const Kernels& kernels(); }
 #ifdef PACELINE_ISA
 // The functions of the level being compiled; table.cc puts them in its table.
 namespace paceline::cpu::PACELINE_ISA {
+float inverse_rms(const float* x, int n, float eps);  // 1 / sqrt(mean(x^2) + eps)
 size_t packed_row_bytes(int k, DType dtype);
 void pack(const float* x, int k, const float* norm, float eps, DType dtype, char* packed);
 void linear(const Matrix& w, const char* packed, int rows, int begin, int end, const Epilogue& to);

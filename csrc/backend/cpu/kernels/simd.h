@@ -61,6 +61,31 @@ static inline __m256 widened(const uint16_t* p) {
 }
 static inline F32 load_bf16(const uint16_t* p) { return {widened(p), widened(p + 8)}; }
 
+// Sixteen 32-bit integers, and what makes them: add_dot adds to each lane the products of its four bytes, u unsigned, s signed,
+// without saturation; add_dot_nibbles the same for u up to 15, where 16-bit sums of two have room. AVX2's own instruction would saturate at
+// 255 127 2, so bytes are widened first.
+struct I32 {
+  __m256i low, high;
+};
+static inline I32 splat(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+static inline I32 load_line(const char* p) { return {pairs_at(p), pairs_at(p + 32)}; }
+static inline F32 to_float(I32 a) { return {_mm256_cvtepi32_ps(a.low), _mm256_cvtepi32_ps(a.high)}; }
+static inline __m256i dot(__m256i sum, __m256i u, __m256i s) {
+  const __m256i even = _mm256_madd_epi16(_mm256_and_si256(u, _mm256_set1_epi16(0xff)), _mm256_srai_epi16(_mm256_slli_epi16(s, 8), 8));
+  const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(u, 8), _mm256_srai_epi16(s, 8));
+  return _mm256_add_epi32(sum, _mm256_add_epi32(even, odd));
+}
+static inline void add_dot(I32& sum, I32 u, I32 s) { sum.low = dot(sum.low, u.low, s.low), sum.high = dot(sum.high, u.high, s.high); }
+static inline __m256i dot_nibbles(__m256i sum, __m256i u, __m256i s) {
+  return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), _mm256_set1_epi16(1)));
+}
+static inline void add_dot_nibbles(I32& sum, I32 u, I32 s) {
+  sum.low = dot_nibbles(sum.low, u.low, s.low), sum.high = dot_nibbles(sum.high, u.high, s.high);
+}
+static inline __m256i low_nibbles(__m256i a) { return _mm256_and_si256(a, _mm256_set1_epi8(15)); }
+static inline I32 low_nibbles(I32 a) { return {low_nibbles(a.low), low_nibbles(a.high)}; }
+static inline I32 high_nibbles(I32 a) { return {low_nibbles(_mm256_srli_epi16(a.low, 4)), low_nibbles(_mm256_srli_epi16(a.high, 4))}; }
+
 #else
 
 struct F32 {
@@ -95,6 +120,31 @@ static inline F32 load_odd(const uint32_t* p) {
 static inline F32 load_bf16(const uint16_t* p) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16))};
 }
+
+// A vector of ints, not __m512i (of long longs): between the two gcc copies every sum, twice per step.
+struct I32 {
+  int v __attribute__((vector_size(64)));
+};
+static inline I32 lanes(__m512i v) { return {reinterpret_cast<decltype(I32::v)>(v)}; }
+static inline __m512i bits(I32 a) { return reinterpret_cast<__m512i>(a.v); }
+static inline I32 splat(int32_t x) { return lanes(_mm512_set1_epi32(x)); }
+static inline I32 load_line(const char* p) { return lanes(_mm512_loadu_si512(p)); }
+static inline F32 to_float(I32 a) { return {_mm512_cvtepi32_ps(bits(a))}; }
+#if defined(PACELINE_ISA_avx512_bf16)
+static inline void add_dot(I32& sum, I32 u, I32 s) { sum = lanes(_mm512_dpbusd_epi32(bits(sum), bits(u), bits(s))); }
+static inline void add_dot_nibbles(I32& sum, I32 u, I32 s) { add_dot(sum, u, s); }
+#else
+static inline void add_dot(I32& sum, I32 u, I32 s) {
+  const __m512i even = _mm512_madd_epi16(_mm512_and_si512(bits(u), _mm512_set1_epi16(0xff)), _mm512_srai_epi16(_mm512_slli_epi16(bits(s), 8), 8));
+  const __m512i odd = _mm512_madd_epi16(_mm512_srli_epi16(bits(u), 8), _mm512_srai_epi16(bits(s), 8));
+  sum = lanes(_mm512_add_epi32(bits(sum), _mm512_add_epi32(even, odd)));
+}
+static inline void add_dot_nibbles(I32& sum, I32 u, I32 s) {
+  sum = lanes(_mm512_add_epi32(bits(sum), _mm512_madd_epi16(_mm512_maddubs_epi16(bits(u), bits(s)), _mm512_set1_epi16(1))));
+}
+#endif
+static inline I32 low_nibbles(I32 a) { return lanes(_mm512_and_si512(bits(a), _mm512_set1_epi8(15))); }
+static inline I32 high_nibbles(I32 a) { return low_nibbles(lanes(_mm512_srli_epi16(bits(a), 4))); }
 
 #endif
 

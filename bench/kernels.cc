@@ -1,0 +1,144 @@
+// The kernels against the limits of the machine, as Markdown: make bench-kernels, or kernels [--threads N] [--repetitions N]
+// [--dtypes bf16,int8] [--rows 1,8].
+//
+// T(M) is the time of all weight matrices of one pass over M rows of a 1.1B Llama geometry, each in its own memory, far more than
+// the caches hold. No pass can be faster than max(P b / B, 2 P M / F): P weights of b bytes (scales included), the read bandwidth B and
+// the rate F of the format's dot-product instruction, both measured between the repetitions.
+#include <cstdio>
+#include <cstdlib>
+#include <numeric>
+#include <random>
+#include <sstream>
+
+#include "backend/backend.h"
+#include "core/tensor.h"
+#include "decode/rows.h"
+#include "probes.h"
+
+using namespace paceline;
+using namespace paceline::bench;
+
+namespace {
+
+constexpr int kLayers = 22, kHidden = 2048, kHeads = 32, kKvHeads = 4, kHeadDim = 64, kIntermediate = 5632, kVocab = 32000;
+
+struct Options {
+  int threads = 0, repetitions = 9;
+  std::vector<std::string> dtypes = {"bf16", "int8", "int4"};
+  std::vector<int> rows = {1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128};
+};
+
+std::vector<std::string> split(const std::string& text) {
+  std::vector<std::string> parts;
+  std::stringstream stream(text);
+  for (std::string part; std::getline(stream, part, ',');) parts.push_back(part);
+  return parts;
+}
+
+Options parsed(int argc, char** argv) {
+  Options options;
+  for (int i = 1; i + 1 < argc; i += 2) {
+    const std::string name = argv[i], value = argv[i + 1];
+    if (name == "--threads") options.threads = std::atoi(value.c_str());
+    else if (name == "--repetitions") options.repetitions = std::atoi(value.c_str());
+    else if (name == "--dtypes") options.dtypes = split(value);
+    else if (name == "--rows") {
+      options.rows.clear();
+      for (const auto& part : split(value)) options.rows.push_back(std::atoi(part.c_str()));
+    } else throw std::invalid_argument("unknown option " + name);
+  }
+  return options;
+}
+
+// All weight matrices of the model in one format. Values are random once and the same in every layer: time does not depend on them.
+class Matrices {
+ public:
+  Matrices(Backend& backend, DType dtype) : backend_(backend), norm_(std::max(kHidden, kIntermediate), 1.0f) {
+    std::mt19937 random(1);
+    for (int i = 0; i < 1 << 20; ++i) values_.push_back(float(int(random() % 65536) - 32768) * 1e-6f);
+    while (values_.size() < size_t(kVocab) * kHidden) values_.insert(values_.end(), values_.begin(), values_.begin() + (1 << 20));
+    const int qkv = (kHeads + 2 * kKvHeads) * kHeadDim;
+    for (int i = 0; i < kLayers; ++i) {
+      qkv_.push_back(made(qkv, kHidden, dtype));
+      output_.push_back(made(kHidden, kHeads * kHeadDim, dtype));
+      gate_up_.push_back(made(2 * kIntermediate, kHidden, dtype));
+      down_.push_back(made(kHidden, kIntermediate, dtype));
+    }
+    head_ = made(kVocab, kHidden, is_integer(dtype) ? DType::int8 : dtype);
+  }
+
+  size_t bytes() const { return bytes_; }
+  double weights() const { return weights_; }
+
+  // One pass of `count` rows; attention is left out.
+  double seconds(int count) {
+    RowsBuffer buffer(backend_, count);
+    std::vector<int32_t> zero(count, 0);
+    buffer.fill(zero, zero, zero);
+    const Rows rows = buffer.rows();
+    x_.resize(size_t(count) * kVocab), y_.resize(size_t(count) * kVocab);
+    for (size_t i = 0; i < size_t(count) * kIntermediate; ++i) x_[i] = float(int(i % 37) - 18) * 0.1f;
+    const double start = now();
+    for (int i = 0; i < kLayers; ++i) {
+      backend_.norm_head(rows, x_.data(), kHidden, norm_.data(), 1e-5f, *qkv_[i], (kHeads + 2 * kKvHeads) * kHeadDim, y_.data());
+      backend_.linear_residual(rows, x_.data(), kHeads * kHeadDim, *output_[i], nullptr, y_.data(), kHidden);
+      backend_.norm_gate_up(rows, x_.data(), kHidden, norm_.data(), 1e-5f, *gate_up_[i], kIntermediate, y_.data());
+      backend_.linear_residual(rows, x_.data(), kIntermediate, *down_[i], nullptr, y_.data(), kHidden);
+    }
+    backend_.norm_head(rows, x_.data(), kHidden, norm_.data(), 1e-5f, *head_, kVocab, y_.data());
+    return now() - start;
+  }
+
+ private:
+  std::unique_ptr<PackedMatrix> made(int n, int k, DType dtype) {
+    auto matrix = backend_.new_matrix((n + 15) / 16, k, dtype);
+    backend_.pack_weights(*matrix, {"random", DType::fp32, {n, k}, values_.data()}, 0, 1);
+    bytes_ += matrix->bytes();
+    weights_ += double(n) * k;
+    return matrix;
+  }
+
+  Backend& backend_;
+  std::vector<float> values_, norm_, x_, y_;
+  std::vector<std::unique_ptr<PackedMatrix>> qkv_, output_, gate_up_, down_;
+  std::unique_ptr<PackedMatrix> head_;
+  size_t bytes_ = 0;
+  double weights_ = 0;
+};
+
+void report(const std::string& name, Backend& backend, int threads, const Options& options) {
+  const DType dtype = dtype_of(name);
+  Matrices matrices(backend, dtype);
+  const Bandwidth bandwidth(threads);
+  std::vector<double> b, f;
+  std::vector<std::vector<double>> t(options.rows.size());
+  for (int repetition = 0; repetition < options.repetitions; ++repetition)
+    for (size_t i = 0; i < options.rows.size(); ++i) {
+      b.push_back(bandwidth.measure());
+      f.push_back(peak(dtype, threads));
+      t[i].push_back(matrices.seconds(options.rows[i]));
+    }
+  const double B = median(b), F = median(f), P = matrices.weights(), gigabytes = double(matrices.bytes()) / 1e9;
+  std::printf("\n**%s**: %.2f GB, B = %.1f GB/s, F = %.0f GFLOP/s\n\n", name.c_str(), gigabytes, B, F);
+  std::printf("| M | T(M) ms | T(M)/T(1) | GB/s | GFLOP/s | limit ms | T over limit |\n| --- | --- | --- | --- | --- | --- | --- |\n");
+  for (size_t i = 0; i < options.rows.size(); ++i) {
+    const double seconds = median(t[i]), flops = 2 * P * options.rows[i] / 1e9;
+    const double limit = std::max(gigabytes / B, F > 0 ? flops / F : 0);
+    std::printf("| %d | %.2f | %.2f | %.1f | %.0f | %.2f | %.2f |\n", options.rows[i], seconds * 1e3, seconds / median(t[0]),
+                gigabytes / seconds, flops / seconds, limit * 1e3, seconds / limit);
+  }
+  std::fflush(stdout);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) try {
+  const Options options = parsed(argc, argv);
+  const auto backend = make_cpu_backend(options.threads, "");
+  const int threads = options.threads ? options.threads : int(std::thread::hardware_concurrency());
+  std::printf("%s; 1.1B Llama geometry, medians of %d interleaved repetitions\n", backend->description().c_str(), options.repetitions);
+  for (const std::string& name : options.dtypes) report(name, *backend, threads, options);
+} catch (const std::exception& error) {
+  std::fprintf(stderr, "kernels: %s\n", error.what());
+  return 2;
+}
