@@ -3,6 +3,7 @@
 # make asan    the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer
 # make mutants plant every known bug and see its test fail
 # make oracle  compare with transformers itself (installs torch)
+# make bench-kernels  time of all weight matrices against the machine's limits
 # make clean
 #
 # Needs Python 3.11 or newer with venv, a C++20 compiler and make; cmake, ninja and the rest come as wheels into .venv.
@@ -18,7 +19,7 @@ CSRC := $(shell find csrc -type f) CMakeLists.txt
 PACKAGE := $(shell find python/paceline -type f -not -path '*/__pycache__/*') pyproject.toml
 CPP_TESTS := $(shell find tests/cpp tests/reference -type f 2>/dev/null)
 
-.PHONY: demo test cpp-test python-test asan mutants oracle clean
+.PHONY: demo test cpp-test python-test asan mutants oracle bench-kernels clean
 
 demo: .venv/installed
 	$(BIN)/paceline demo
@@ -42,6 +43,11 @@ mutants: .venv/build
 
 oracle: .venv/installed .venv/test .venv/oracle
 	$(BIN)/pytest -q -ra -m oracle
+
+bench-kernels: .venv/build
+	$(CMAKE) -S . -B build/bench -G Ninja -DCMAKE_MAKE_PROGRAM="$(CURDIR)/$(BIN)/ninja" -DPACELINE_BENCH=ON -DPACELINE_PYTHON=OFF
+	$(CMAKE) --build build/bench
+	build/bench/kernels
 
 clean:
 	rm -rf build .venv

@@ -51,21 +51,27 @@ class Bandwidth:
         return sum(part.nbytes for part in self.parts) / (time.perf_counter() - start) / 1e9
 
 
-def bytes_per_pass(directory, item_size):
+BYTES = {"fp32": 4, "bf16": 2, "int8": 1, "int4": 0.5 + 2 / 64, "int4_g32": 0.5 + 2 / 32}
+"""Of a weight, its share of a group's scale included."""
+
+
+def bytes_per_pass(directory, dtype):
     """Weight bytes that a pass of few rows reads: every tensor but an untied embedding, of which it reads a row or two."""
     total = 0
+    table = max(BYTES[dtype], 1)  # embedding and head are never below int8
     for path in sorted(pathlib.Path(directory).glob("*.safetensors")):
         with open(path, "rb") as file:
             header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
         header.pop("__metadata__", None)
-        total += sum(int(np.prod(tensor["shape"])) for name, tensor in header.items() if name != "model.embed_tokens.weight")
+        total += sum(np.prod(tensor["shape"]) * (table if name == "lm_head.weight" else BYTES[dtype])
+                     for name, tensor in header.items() if name != "model.embed_tokens.weight")
     config = json.loads((pathlib.Path(directory) / "config.json").read_text())
     if config.get("tie_word_embeddings"):
-        total += config["vocab_size"] * config["hidden_size"]
-    return total * item_size
+        total += config["vocab_size"] * config["hidden_size"] * table
+    return total
 
 
-def kv_bytes_per_position(directory, item_size=2):
+def kv_bytes_per_position(directory, item_size):
     config = json.loads((pathlib.Path(directory) / "config.json").read_text())
     head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     return 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * head_dim * item_size
@@ -144,23 +150,25 @@ def main():
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--dtype", choices=["bf16", "fp32"], default="bf16")
+    parser.add_argument("--dtype", choices=BYTES, default="bf16")
+    parser.add_argument("--draft-dtype", choices=BYTES, help="by default that of the target")
+    parser.add_argument("--context", type=int, default=64, help="tokens of the prompt; not of the bundled pair's")
     options = parser.parse_args()
     taus = sorted({0, *options.tau})
 
     directory = pair_directory(options)
-    prompts = PROMPTS if options.pair == "demo" else [np.random.RandomState(i).randint(3, 500, 64).tolist() for i in range(3)]
+    prompts = PROMPTS if options.pair == "demo" else [np.random.RandomState(i).randint(3, 500, options.context).tolist() for i in range(3)]
     bandwidth, bandwidths = Bandwidth(options.threads), []
     runs = {tau: [] for tau in taus}
     with paceline.Engine(directory / "target", directory / "draft", num_speculative_tokens=max(taus), dtype=options.dtype,
-                         draft_dtype=options.dtype, num_threads=options.threads) as engine:
+                         draft_dtype=options.draft_dtype or options.dtype, num_threads=options.threads) as engine:
         engine.generate(prompts[0], max_tokens=8, ignore_eos=True)
         for i in range(options.repetitions):
             bandwidths.append(bandwidth.measure())
             for tau in taus:
                 runs[tau].append(measure(engine, prompts[i % len(prompts)], options.tokens, tau))
-    item_size = 2 if options.dtype == "bf16" else 4
-    report(options, runs, bandwidths, bytes_per_pass(directory / "target", item_size), kv_bytes_per_position(directory / "target"))
+    report(options, runs, bandwidths, bytes_per_pass(directory / "target", options.dtype),
+           kv_bytes_per_position(directory / "target", 4 if options.dtype == "fp32" else 2))
 
 
 if __name__ == "__main__":

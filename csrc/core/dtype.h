@@ -9,7 +9,7 @@ enum class DType { fp32, bf16, fp16, int8, int4, int4_g32 };  // int4: groups of
 
 constexpr bool is_integer(DType dtype) { return dtype >= DType::int8; }
 constexpr size_t size_of(DType dtype) { return dtype == DType::fp32 ? 4 : 2; }  // of the others
-// int4: values along K that share a scale.
+// Of integer formats: values along K that share a scale.
 constexpr int group_of(DType dtype) { return dtype == DType::int4_g32 ? 32 : 64; }
 
 }  // namespace paceline

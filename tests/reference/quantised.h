@@ -2,6 +2,7 @@
 // order and the few float operations have one, so kernels must give these very bits.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <vector>
@@ -11,30 +12,16 @@
 
 namespace paceline::reference {
 
-// A matrix or a row: `group` values along K share a scale; the rows of activations and of int8 have one group.
 struct Quantised {
   int k, group, groups;
-  std::vector<int64_t> q;      // [n, k]
+  std::vector<int64_t> q;    // [n, k]
   std::vector<float> scale;  // [n, groups]
 
   float value(int row, int i) const { return scale[row * groups + i / group] * float(q[size_t(row) * k + i]); }
 };
 
-inline Quantised int8_rows(const std::vector<float>& values, int n, int k) {
-  Quantised out{k, k, 1, {}, {}};
-  for (int row = 0; row < n; ++row) {
-    const float* x = &values[size_t(row) * k];
-    float largest = 0;
-    bool finite = true;
-    for (int i = 0; i < k; ++i) finite = finite && std::isfinite(x[i]), largest = std::fmax(largest, std::fabs(x[i]));
-    const bool small = largest < std::ldexp(1.0f, -100);
-    out.scale.push_back(!finite ? NAN : small ? 1.0f : largest / 127.0f);
-    for (int i = 0; i < k; ++i) out.q.push_back(!finite || small ? 0 : std::lrint(x[i] * (127.0f / largest)));
-  }
-  return out;
-}
-
-inline Quantised int4_rows(const std::vector<float>& values, int n, int k, int group) {
+// In each group the extreme becomes `steps`: 127 in magnitude for 8 bits, -8 itself for 4.
+inline Quantised quantised(const std::vector<float>& values, int n, int k, int group, bool four_bits, bool bf16_scales) {
   const int groups = (k + group - 1) / group;
   Quantised out{k, group, groups, {}, {}};
   for (int row = 0; row < n; ++row)
@@ -48,27 +35,35 @@ inline Quantised int4_rows(const std::vector<float>& values, int n, int k, int g
         if (std::fabs(x[i]) > std::fabs(extreme)) extreme = x[i];
       }
       const bool small = std::fabs(extreme) < std::ldexp(1.0f, -100);
-      const float scale = !finite ? NAN : small ? 1.0f : from_bf16(to_bf16(extreme / -8.0f));
-      out.scale.push_back(scale);
-      for (int i = 0; i < count; ++i) out.q.push_back(!finite || small ? 0 : std::min(7L, std::lrint(x[i] * (1.0f / scale))));
+      float scale = four_bits ? extreme / -8.0f : std::fabs(extreme) / 127.0f, inverse = 127.0f / std::fabs(extreme);
+      if (bf16_scales) scale = from_bf16(to_bf16(scale)), inverse = 1.0f / scale;
+      out.scale.push_back(!finite ? NAN : small ? 1.0f : scale);
+      for (int i = 0; i < count; ++i) out.q.push_back(!finite || small ? 0 : std::min(four_bits ? 7L : 127L, std::lrint(x[i] * inverse)));
     }
   return out;
 }
 
-inline Quantised quantised(const std::vector<float>& values, int n, int k, DType dtype) {
-  return dtype == DType::int8 ? int8_rows(values, n, k) : int4_rows(values, n, k, group_of(dtype));
+inline int group_along_k(DType dtype) { return dtype == DType::int4_g32 ? 32 : 64; }
+inline Quantised weights(const std::vector<float>& values, int n, int k, DType dtype) {
+  if (dtype == DType::int8) return quantised(values, n, k, k, false, false);
+  return quantised(values, n, k, group_along_k(dtype), true, true);
+}
+inline Quantised rows(const std::vector<float>& values, int n, int k, DType dtype) {
+  return quantised(values, n, k, dtype == DType::int8 ? group_along_k(dtype) : k, false, false);
 }
 
-// Output `n` of matrix w for row `m` of x.
+// Output `n` of matrix w for row `m` of x: one of them has groups, whose scale enters the chain; that of the other comes last.
 inline float product(const Quantised& w, int n, const Quantised& x, int m, DType dtype) {
+  const bool rows_have_groups = dtype == DType::int8;
+  const Quantised &fine = rows_have_groups ? x : w, &coarse = rows_have_groups ? w : x;
+  const int fine_row = rows_have_groups ? m : n, coarse_row = rows_have_groups ? n : m;
   float chain = 0;
-  for (int g = 0; g < w.groups; ++g) {
+  for (int g = 0; g < fine.groups; ++g) {
     int64_t sum = 0;
-    for (int i = g * w.group; i < std::min(w.k, (g + 1) * w.group); ++i) sum += w.q[size_t(n) * w.k + i] * x.q[size_t(m) * x.k + i];
-    if (dtype == DType::int8) return float(sum) * (w.scale[n] * x.scale[m]);
-    chain = std::fma(w.scale[n * w.groups + g], float(sum), chain);
+    for (int i = g * fine.group; i < std::min(w.k, (g + 1) * fine.group); ++i) sum += w.q[size_t(n) * w.k + i] * x.q[size_t(m) * x.k + i];
+    chain = std::fma(fine.scale[fine_row * fine.groups + g], float(sum), chain);
   }
-  return chain * x.scale[m];
+  return chain * coarse.scale[coarse_row];
 }
 
 }  // namespace paceline::reference

@@ -106,10 +106,9 @@ void CpuBackend::product(const Rows& rows, const float* x, int stride, const flo
                          int thread, int num_threads) {
   const int live = *rows.live;
   const bool is_private = live <= kPrivateRows;
-  const size_t row_bytes = kernels_->packed_row_bytes(w.k, w.dtype);
   char* memory = is_private ? private_rows_.as<char>() + row_bytes_ * kPrivateRows * thread : shared_rows_.as<char>();
   for (int row = is_private ? 0 : thread; row < live; row += is_private ? 1 : num_threads)
-    kernels_->pack(x + size_t(row) * stride, w.k, norm, eps, w.dtype, memory + row_bytes * row);
+    kernels_->pack(x + size_t(row) * stride, w.k, norm, eps, w.dtype, memory, row, live);
   if (!is_private) pool_.barrier();
   // Whole pairs of blocks, as evenly as they go: gate and up stay together.
   const int pairs = (w.num_blocks + 1) / 2, begin = pairs * thread / num_threads * 2;

@@ -44,18 +44,20 @@ float extreme_of(const float* values, int count) {
   return extreme;
 }
 
-void pack_int8(const BlockRows& rows, char* block) {
+void pack_int8(const BlockRows& rows, size_t block_bytes, char* block) {
   Scale scale[16];
-  std::fill(scale, scale + 16, Scale{1, 0});
-  for (int lane = 0; lane < rows.count; ++lane) scale[lane] = int8_scale(magnitude(extreme_of(rows.row(lane), rows.k)));
-  for (int lane = 0; lane < 16; ++lane) reinterpret_cast<float*>(block)[lane] = scale[lane].scale;
+  for (int lane = 0; lane < 16; ++lane) {
+    scale[lane] = int8_scale(lane < rows.count ? extreme_of(rows.row(lane), rows.k) : 0);
+    reinterpret_cast<float*>(block)[lane] = scale[lane].scale;
+  }
   char* bytes = block + 64;
-  std::memset(bytes, 128, size_t(rows.k + 3) / 4 * 64);
+  std::memset(bytes, 128, block_bytes - 64);
   for_each(rows, [&](int lane, int i, float value) {
     if (scale[lane].inverse != 0) bytes[size_t(i / 4) * 64 + lane * 4 + i % 4] = char(int8_of(value, scale[lane].inverse) + 128);
   });
 }
 
+// Groups two by two: their scales, then their values.
 void pack_int4(const BlockRows& rows, int group, char* block) {
   const int groups = groups_of(rows.k, group);
   for (int g = 0; g < groups; g += 2, block += 64 * (1 + group / 4)) {
@@ -76,10 +78,10 @@ void pack_int4(const BlockRows& rows, int group, char* block) {
   }
 }
 
-void pack_block(const BlockRows& rows, DType dtype, char* block) {
-  switch (dtype) {
-    case DType::int8: return pack_int8(rows, block);
-    case DType::int4: case DType::int4_g32: return pack_int4(rows, group_of(dtype), block);
+void pack_block(const BlockRows& rows, const Matrix& w, char* block) {
+  switch (w.dtype) {
+    case DType::int8: return pack_int8(rows, w.block_bytes(), block);
+    case DType::int4: case DType::int4_g32: return pack_int4(rows, group_of(w.dtype), block);
     case DType::bf16:
       return for_each(rows, [to = reinterpret_cast<bf16*>(block)](int lane, int i, float value) {
         to[(size_t(i / 2) * 16 + lane) * 2 + i % 2] = to_bf16(value);
@@ -92,8 +94,6 @@ void pack_block(const BlockRows& rows, DType dtype, char* block) {
 }  // namespace
 
 std::unique_ptr<PackedMatrix> CpuBackend::new_matrix(int num_blocks, int k, DType dtype) {
-  require(!is_integer(dtype) || k <= kLongestIntegerSum, "[CpuBackend] ", name_of(dtype), " weights have at most ", kLongestIntegerSum,
-          " inputs, got ", k);
   const Matrix shape{nullptr, num_blocks, k, dtype};
   reserve_rows(k, dtype);
   return std::make_unique<CpuMatrix>(allocate(num_blocks * shape.block_bytes()), num_blocks, k, dtype);
@@ -107,7 +107,7 @@ void CpuBackend::pack_weights(PackedMatrix& packed, const TensorView& part, int 
   pool_.run([&](int thread, int num_threads) {
     for (int row = 16 * thread; row < n; row += 16 * num_threads) {
       rows[thread].read(part, row, std::min(16, n - row));
-      pack_block(rows[thread], w.dtype, data + (first_block + row / 16 * block_stride) * w.block_bytes());
+      pack_block(rows[thread], w, data + (first_block + row / 16 * block_stride) * w.block_bytes());
     }
   });
 }

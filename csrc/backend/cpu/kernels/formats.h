@@ -62,16 +62,17 @@ struct Fp32 {
   static constexpr int blocks(int rows) { return rows <= 6 ? 4 : rows <= 12 ? 2 : 1; }
 #endif
   template <int M, int R>
-  static void sums(const Matrix& w, Lines<R>& lines, const char* const (&x)[M], F32 (&out)[R][M]) {
+  static void sums(const Matrix& w, Lines<R>& lines, PackedRows x, F32 (&out)[R][M]) {
     Sums<M, R> sum;
-    for (int k = 0; k < w.k; ++k, lines.move()) {
-      F32 weight[R];
-      for (int r = 0; r < R; ++r) weight[r] = load(reinterpret_cast<const float*>(lines.at[r]));
-      for (int m = 0; m < M; ++m) {
-        const F32 value = splat(reinterpret_cast<const float*>(x[m])[k]);
-        for (int r = 0; r < R; ++r) sum.of[r][m] = fma(weight[r], value, sum.of[r][m]);
+    for (int left = w.k; left > 0; left -= 16, x.line += size_t(x.rows) * 64)
+      for (int i = 0; i < (left < 16 ? left : 16); ++i, lines.move()) {
+        F32 weight[R];
+        for (int r = 0; r < R; ++r) weight[r] = load(reinterpret_cast<const float*>(lines.at[r]));
+        for (int m = 0; m < M; ++m) {
+          const F32 value = splat(reinterpret_cast<const float*>(x.line)[16 * m + i]);
+          for (int r = 0; r < R; ++r) sum.of[r][m] = fma(weight[r], value, sum.of[r][m]);
+        }
       }
-    }
     sum.copy(out);
   }
 };
@@ -81,16 +82,17 @@ struct Bf16 {
   static constexpr int kRows = 12, kAlone = 16;
   static constexpr int blocks(int rows) { return rows <= 6 ? 4 : rows <= 12 ? 2 : 1; }
   template <int M, int R>
-  static void sums(const Matrix& w, Lines<R>& lines, const char* const (&x)[M], F32 (&out)[R][M]) {
+  static void sums(const Matrix& w, Lines<R>& lines, PackedRows x, F32 (&out)[R][M]) {
     Sums<M, R> sum;
-    for (int k = 0; k < (w.k + 1) / 2; ++k, lines.move()) {
-      __m512bh weight[R];
-      for (int r = 0; r < R; ++r) weight[r] = (__m512bh)_mm512_loadu_si512(lines.at[r]);
-      for (int m = 0; m < M; ++m) {
-        const __m512bh pair = (__m512bh)_mm512_set1_epi32(reinterpret_cast<const int32_t*>(x[m])[k]);
-        for (int r = 0; r < R; ++r) sum.of[r][m].v = _mm512_dpbf16_ps(sum.of[r][m].v, weight[r], pair);
+    for (int left = (w.k + 1) / 2; left > 0; left -= 16, x.line += size_t(x.rows) * 64)
+      for (int i = 0; i < (left < 16 ? left : 16); ++i, lines.move()) {
+        __m512bh weight[R];
+        for (int r = 0; r < R; ++r) weight[r] = (__m512bh)_mm512_loadu_si512(lines.at[r]);
+        for (int m = 0; m < M; ++m) {
+          const __m512bh pair = (__m512bh)_mm512_set1_epi32(reinterpret_cast<const int32_t*>(x.line)[16 * m + i]);
+          for (int r = 0; r < R; ++r) sum.of[r][m].v = _mm512_dpbf16_ps(sum.of[r][m].v, weight[r], pair);
+        }
       }
-    }
     sum.copy(out);
   }
 };
@@ -104,109 +106,88 @@ struct Bf16 {
   static constexpr int blocks(int rows) { return rows <= 5 ? 4 : rows <= 12 ? 2 : 1; }
 #endif
   template <int M, int R>
-  static void sums(const Matrix& w, Lines<R>& lines, const char* const (&x)[M], F32 (&out)[R][M]) {
+  static void sums(const Matrix& w, Lines<R>& lines, PackedRows x, F32 (&out)[R][M]) {
     Sums<M, R> sum;
-    for (int k = 0; k < (w.k + 1) / 2; ++k, lines.move()) {
-      F32 low[R], high[R];
-      for (int r = 0; r < R; ++r) {
-        low[r] = load_even(reinterpret_cast<const uint32_t*>(lines.at[r]));
-        high[r] = load_odd(reinterpret_cast<const uint32_t*>(lines.at[r]));
+    for (int left = (w.k + 1) / 2; left > 0; left -= 8, x.line += size_t(x.rows) * 64)
+      for (int i = 0; i < (left < 8 ? left : 8); ++i, lines.move()) {
+        F32 low[R], high[R];
+        for (int r = 0; r < R; ++r) {
+          low[r] = load_even(reinterpret_cast<const uint32_t*>(lines.at[r]));
+          high[r] = load_odd(reinterpret_cast<const uint32_t*>(lines.at[r]));
+        }
+        for (int m = 0; m < M; ++m) {
+          const float* pair = reinterpret_cast<const float*>(x.line) + 16 * m + 2 * i;  // rounded to bf16
+          const F32 even = splat(pair[0]), odd = splat(pair[1]);
+          for (int r = 0; r < R; ++r) sum.of[r][m] = fma(high[r], odd, fma(low[r], even, sum.of[r][m]));
+        }
       }
-      for (int m = 0; m < M; ++m) {
-        const float* pair = reinterpret_cast<const float*>(x[m]) + 2 * k;  // rounded to bf16
-        const F32 even = splat(pair[0]), odd = splat(pair[1]);
-        for (int r = 0; r < R; ++r) sum.of[r][m] = fma(high[r], odd, fma(low[r], even, sum.of[r][m]));
-      }
-    }
     sum.copy(out);
   }
 };
 #endif
 
 // Integer weights are stored with an offset that makes them unsigned, as the instructions want one side; a row's sums start at
-// minus that offset times the sum of its values.
-static inline int32_t four_values(const char* x, int index) {
+// minus that offset times the sum of its values. Groups are of G values along K.
+static inline I32 splat_four(const char* x) {
   int32_t four;
-  __builtin_memcpy(&four, x + kRowHead + 4 * size_t(index), 4);
-  return four;
+  __builtin_memcpy(&four, x, 4);
+  return splat(four);
 }
 
-struct Int8 {
-#if defined(PACELINE_ISA_avx2)
-  static constexpr int kRows = 4, kAlone = 4;
-  static constexpr int blocks(int rows) { return rows <= 2 ? 2 : 1; }
-#else
-  static constexpr int kRows = 12, kAlone = 16;
-  static constexpr int blocks(int rows) { return rows <= 6 ? 4 : rows <= 12 ? 2 : 1; }
-#endif
-  template <int M, int R>
-  static void sums(const Matrix& w, Lines<R>& lines, const char* const (&x)[M], F32 (&out)[R][M]) {
-    const char* scales[R];
-    I32 sum[R][M];
-    for (int r = 0; r < R; ++r) {
-      scales[r] = lines.at[r];
-      for (int m = 0; m < M; ++m) sum[r][m] = splat(row_head(x[m]).correction);
-    }
-    lines.move();
-    for (int k = 0; k < (w.k + 3) / 4; ++k, lines.move()) {
-      I32 weight[R];
-      for (int r = 0; r < R; ++r) weight[r] = load_line(lines.at[r]);
-      for (int m = 0; m < M; ++m) {
-        const I32 four = splat(four_values(x[m], k));
-        for (int r = 0; r < R; ++r) add_dot(sum[r][m], weight[r], four);
-      }
-    }
-    for (int r = 0; r < R; ++r)
-      for (int m = 0; m < M; ++m)
-        out[r][m] = to_float(sum[r][m]) * (load(reinterpret_cast<const float*>(scales[r])) * splat(row_head(x[m]).scale));
-  }
-};
-
-// G values along K share a scale; a line of scales leads each two groups.
-template <int G>
-struct Int4 {
+template <int Bits, int G>
+struct Integer {
 #if defined(PACELINE_ISA_avx2)
   static constexpr int kRows = 4, kAlone = 4;
   static constexpr int blocks(int rows) { return rows <= 1 ? 2 : 1; }
 #else
-  static constexpr int kRows = 12, kAlone = 12;  // a single block at a time is 1.5 times slower: gcc spills its sums
-  static constexpr int blocks(int rows) { return rows == 1 ? 4 : 2; }
+  static constexpr int kRows = 12, kAlone = Bits == 8 ? 16 : 12;  // gcc spills the sums of a single int4 block: 1.5 times slower
+  static constexpr int blocks(int rows) { return rows == 1 ? 4 : rows <= 12 ? 2 : 1; }
 #endif
+  // One line of each block: four values along K, or eight.
   template <int M, int R>
-  static void sums(const Matrix& w, Lines<R>& lines, const char* const (&x)[M], F32 (&out)[R][M]) {
+  static void step(const Lines<R>& lines, const char* x, I32 (&sum)[R][M]) {
+    I32 weight[R], high[R];
+    for (int r = 0; r < R; ++r) {
+      weight[r] = load_line(lines.at[r]);
+      if constexpr (Bits == 4) high[r] = high_nibbles(weight[r]), weight[r] = low_nibbles(weight[r]);
+    }
+    for (int m = 0; m < M; ++m) {
+      const I32 four = splat_four(x + m * G);
+      if constexpr (Bits == 8) {
+        for (int r = 0; r < R; ++r) add_dot(sum[r][m], weight[r], four);
+      } else {
+        const I32 next_four = splat_four(x + m * G + 4);
+        for (int r = 0; r < R; ++r) add_dot_nibbles(sum[r][m], weight[r], four), add_dot_nibbles(sum[r][m], high[r], next_four);
+      }
+    }
+  }
+
+  template <int M, int R>
+  static void sums(const Matrix& w, Lines<R>& lines, PackedRows x, F32 (&out)[R][M]) {
     Sums<M, R>().copy(out);
-    const int groups = groups_of(w.k, G);
-    const int32_t* corrections[M];
-    for (int m = 0; m < M; ++m) corrections[m] = reinterpret_cast<const int32_t*>(x[m] + kRowHead + size_t(groups) * G);
-    for (int first = 0; first < groups; first += 2) {
-      const char* scales[R];
-      for (int r = 0; r < R; ++r) scales[r] = lines.at[r];
-      lines.move();
-      for (int half = 0; half < 2; ++half) {
-        const int group = first + half;
-        I32 sum[R][M];
-        for (int r = 0; r < R; ++r)
-          for (int m = 0; m < M; ++m) sum[r][m] = splat(corrections[m][group]);
-        asm volatile("" ::"r"(&out) : "memory");  // totals stay in memory: registers are for the loop
-        for (int k = group * (G / 4); k < (group + 1) * (G / 4); k += 2, lines.move()) {
-          I32 low[R], high[R];
-          for (int r = 0; r < R; ++r) {
-            const I32 line = load_line(lines.at[r]);
-            low[r] = low_nibbles(line), high[r] = high_nibbles(line);
-          }
-          for (int m = 0; m < M; ++m) {
-            const I32 four = splat(four_values(x[m], k)), next_four = splat(four_values(x[m], k + 1));
-            for (int r = 0; r < R; ++r) add_dot_nibbles(sum[r][m], low[r], four), add_dot_nibbles(sum[r][m], high[r], next_four);
-          }
-        }
-        for (int r = 0; r < R; ++r) {
-          const F32 scale = load_bf16(reinterpret_cast<const bf16*>(scales[r]) + half * kLanes);
-          for (int m = 0; m < M; ++m) out[r][m] = fma(scale, to_float(sum[r][m]), out[r][m]);
+    const RowGroup* const row = x.group;
+    const char* scales[R] = {};
+    for (int group = 0; group < groups_of(w.k, G); ++group, x.line += size_t(x.rows) * G, x.group += x.rows) {
+      if (Bits == 8 ? group == 0 : group % 2 == 0) {
+        for (int r = 0; r < R; ++r) scales[r] = lines.at[r];
+        lines.move();
+      }
+      I32 sum[R][M];
+      for (int r = 0; r < R; ++r)
+        for (int m = 0; m < M; ++m) sum[r][m] = splat(x.group[m].correction);
+      asm volatile("" ::"r"(&out) : "memory");  // totals stay in memory: registers are for the loop
+      for (int k = 0; k < G; k += 32 / Bits, lines.move()) step<M, R>(lines, x.line + k, sum);
+      for (int r = 0; r < R; ++r) {
+        F32 scale;
+        if constexpr (Bits == 4) scale = load_bf16(reinterpret_cast<const bf16*>(scales[r]) + group % 2 * kLanes);
+        for (int m = 0; m < M; ++m) {
+          if constexpr (Bits == 8) scale = splat(x.group[m].scale);
+          out[r][m] = fma(scale, to_float(sum[r][m]), out[r][m]);
         }
       }
     }
     for (int r = 0; r < R; ++r)
-      for (int m = 0; m < M; ++m) out[r][m] = out[r][m] * splat(row_head(x[m]).scale);
+      for (int m = 0; m < M; ++m) out[r][m] = out[r][m] * (Bits == 8 ? load(reinterpret_cast<const float*>(scales[r])) : splat(row[m].scale));
   }
 };
 

@@ -6,10 +6,9 @@
 //             int8  16 fp32 scales, then [K/4][16][4], values + 128
 //             int4  for each two groups of G: [2][16] bf16 scales, then [2 G/8][16][4] bytes; byte j of an output holds values
 //                   j (low half) and 4 + j of eight along K, + 8
-// Inputs    rows packed for the matrix: fp32 values, or values rounded to bf16 (stored as bf16 where the level multiplies it,
-//           else as fp32), or for integer weights a RowHead, K values, and for int4 the correction of each group. Rows lie an odd
-//           number of cache lines apart: with a power of two between them eight rows fall into the same sets of the first-level
-//           cache (2.2 times slower, measured).
+// Inputs    rows packed for the matrix, in lines along K: [lines][rows][line], so that one pointer serves all rows of a tile. A line
+//           is 64 bytes of fp32 values, or of values rounded to bf16 (stored as bf16 where the level multiplies it, else as
+//           fp32); for integer weights it is the bytes of a group, and [groups][rows] RowGroup follow behind all lines.
 // KV page   of one KV head: keys transposed, [Dh][64] fp32 or [Dh/2][64][2] bf16; values [64][Dh]. Sixteen positions are one
 //           vector, so scores need no horizontal sums.
 #pragma once
@@ -21,7 +20,7 @@
 
 namespace paceline::cpu {
 
-// Groups of int4 weights along K, padded to an even number.
+// Groups of integer weights along K, padded to an even number.
 constexpr int groups_of(int k, int group) { return (k + 2 * group - 1) / (2 * group) * 2; }
 
 struct Matrix {
@@ -31,20 +30,24 @@ struct Matrix {
   size_t block_bytes() const {
     switch (dtype) {
       case DType::bf16: return size_t(k + 1) / 2 * 64;
-      case DType::int8: return (1 + size_t(k + 3) / 4) * 64;
+      case DType::int8: return (1 + size_t(groups_of(k, group_of(dtype))) * group_of(dtype) / 4) * 64;
       case DType::int4: case DType::int4_g32: return size_t(groups_of(k, group_of(dtype))) / 2 * (1 + group_of(dtype) / 4) * 64;
       default: return size_t(k) * 64;
     }
   }
 };
 
-// What leads a row packed for integer weights.
-struct RowHead {
-  float scale;
-  int32_t correction;  // of int8: -128 times the sum of the values
+struct RowGroup {
+  float scale;         // for int4 that of the row
+  int32_t correction;  // the sum of its values, times minus the weights' offset
 };
-constexpr int kRowHead = 64;  // bytes it takes
-static inline const RowHead& row_head(const char* row) { return *reinterpret_cast<const RowHead*>(row); }
+
+// Where packed rows are, from one of them on: its first line and its first group; the next ones of the same row are `rows` further.
+struct PackedRows {
+  const char* line;
+  const RowGroup* group;
+  int rows;
+};
 
 // What happens to the sixteen sums of (row, block) when K is done.
 struct Epilogue {
@@ -79,11 +82,11 @@ struct AttentionState {
 
 struct Kernels {
   const char* name;
-  // Bytes from one packed row to the next.
+  // Bytes that one of the packed rows takes.
   size_t (*packed_row_bytes)(int k, DType dtype);
-  // Pack one row x [k] for a matrix; norm != nullptr: RMSNorm(x) * norm first.
-  void (*pack)(const float* x, int k, const float* norm, float eps, DType dtype, char* packed);
-  // Blocks [begin, end) of the product with all rows, packed one after the other. For gate, begin and end are even.
+  // Pack x [k] as row `row` of `rows` for a matrix; norm != nullptr: RMSNorm(x) * norm first.
+  void (*pack)(const float* x, int k, const float* norm, float eps, DType dtype, char* packed, int row, int rows);
+  // Blocks [begin, end) of the product with all packed rows. For gate, begin and end are even.
   void (*linear)(const Matrix& w, const char* packed, int rows, int begin, int end, const Epilogue& to);
   void (*embed)(const Matrix& table, int token, int d, float* out);
   // RMSNorm over a head when norm != nullptr, then rotate pairs (i, i + Dh/2). In place.
@@ -108,7 +111,8 @@ namespace avx512_bf16 { const Kernels& kernels(); }
 namespace paceline::cpu::PACELINE_ISA {
 float inverse_rms(const float* x, int n, float eps);  // 1 / sqrt(mean(x^2) + eps)
 size_t packed_row_bytes(int k, DType dtype);
-void pack(const float* x, int k, const float* norm, float eps, DType dtype, char* packed);
+void pack(const float* x, int k, const float* norm, float eps, DType dtype, char* packed, int row, int rows);
+int packed_lines(int k, DType dtype);
 void linear(const Matrix& w, const char* packed, int rows, int begin, int end, const Epilogue& to);
 void embed(const Matrix& table, int token, int d, float* out);
 void norm_rope(float* head, int head_dim, const float* norm, float eps, const float* cosines, const float* sines);

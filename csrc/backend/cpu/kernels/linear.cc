@@ -12,8 +12,7 @@ namespace {
 constexpr size_t kChunkBytes = 256 << 10;  // weights that several tiles share: this and the next chunk fit the second-level cache
 
 struct Tile {
-  const char* packed;
-  size_t row_bytes;
+  PackedRows packed;
   int first_row, rows;
   size_t next_chunk;  // bytes from a block to its counterpart there; 0 = none
   int turn, turns;
@@ -35,10 +34,8 @@ void finish(const Epilogue& to, int block, int row, F32 sum, F32 next_block) {
 // The sums of R blocks from `block` on with the M rows of the tile.
 template <class Format, int M, int R>
 void accumulate(const Matrix& w, const Tile& tile, int block, F32 (&sum)[R][M]) {
-  const char* x[M];
   Lines<R> lines;
   const int count = int(w.block_bytes() / 64), share = (count + tile.turns - 1) / tile.turns;
-  for (int m = 0; m < M; ++m) x[m] = tile.packed + m * tile.row_bytes;
   for (int r = 0; r < R; ++r) {
     lines.at[r] = static_cast<const char*>(w.data) + (block + r) * w.block_bytes();
     lines.next[r] = lines.at[r] + tile.next_chunk + size_t(tile.turn) * share * 64;
@@ -48,7 +45,7 @@ void accumulate(const Matrix& w, const Tile& tile, int block, F32 (&sum)[R][M]) 
   lines.until_jump = count - int(lines.ahead / 64);
   lines.until_fetch = tile.next_chunk ? 1 : count + 1;
   lines.turns = tile.turns;
-  Format::template sums<M, R>(w, lines, x, sum);
+  Format::template sums<M, R>(w, lines, tile.packed, sum);
 }
 
 // All blocks of [begin, end) for M rows: R at a time, then fewer. Gate and up come in pairs, so their ranges are even.
@@ -77,7 +74,8 @@ void sweep_tile(const Matrix& w, const Tile& tile, int begin, int end, const Epi
 // memory once.
 template <class Format>
 void product(const Matrix& w, const char* packed, int rows, int begin, int end, const Epilogue& to) {
-  const size_t row_bytes = packed_row_bytes(w.k, w.dtype);
+  const size_t line_bytes = is_integer(w.dtype) ? group_of(w.dtype) : 64;
+  const auto* groups = reinterpret_cast<const RowGroup*>(packed + packed_lines(w.k, w.dtype) * rows * line_bytes);
   const int tiles = rows <= Format::kAlone ? 1 : (rows + Format::kRows - 1) / Format::kRows, fitting = int(kChunkBytes / w.block_bytes()) & ~1;
   const int chunk = tiles == 1 ? end - begin : (fitting > 2 ? fitting : 2);
   for (; begin < end; begin += chunk) {
@@ -85,7 +83,7 @@ void product(const Matrix& w, const char* packed, int rows, int begin, int end, 
     const size_t next_chunk = stop + chunk <= end ? chunk * w.block_bytes() : 0;
     for (int i = 0; i < tiles; ++i) {
       const int first = rows * i / tiles, last = rows * (i + 1) / tiles;
-      sweep_tile<Format>(w, {packed + first * row_bytes, row_bytes, first, last - first, next_chunk, i, tiles}, begin, stop, to);
+      sweep_tile<Format>(w, {{packed + first * line_bytes, groups + first, rows}, first, last - first, next_chunk, i, tiles}, begin, stop, to);
     }
   }
 }
@@ -95,9 +93,9 @@ void product(const Matrix& w, const char* packed, int rows, int begin, int end, 
 void linear(const Matrix& w, const char* packed, int rows, int begin, int end, const Epilogue& to) {
   switch (w.dtype) {
     case DType::bf16: return product<Bf16>(w, packed, rows, begin, end, to);
-    case DType::int8: return product<Int8>(w, packed, rows, begin, end, to);
-    case DType::int4: return product<Int4<64>>(w, packed, rows, begin, end, to);
-    case DType::int4_g32: return product<Int4<32>>(w, packed, rows, begin, end, to);
+    case DType::int8: return product<Integer<8, 64>>(w, packed, rows, begin, end, to);
+    case DType::int4: return product<Integer<4, 64>>(w, packed, rows, begin, end, to);
+    case DType::int4_g32: return product<Integer<4, 32>>(w, packed, rows, begin, end, to);
     default: return product<Fp32>(w, packed, rows, begin, end, to);
   }
 }

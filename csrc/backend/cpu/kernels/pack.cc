@@ -29,8 +29,8 @@ void pack_as(const float* x, int k, const float* norm, float inverse, Value* to,
   }
 }
 
-// The largest magnitude, NaN above all: as bits, magnitudes are in order.
-uint32_t largest_bits(const float* x, int k, const float* norm, float inverse) {
+// The largest magnitude of x[i] * inverse * norm[i], NaN above all: as bits, magnitudes are in order.
+float largest_of(const float* x, int k, const float* norm, float inverse) {
   uint32_t largest = 0;
   const auto take = [&largest](float v) {
     const uint32_t bits = bits_of(v) & 0x7fffffffu;
@@ -41,57 +41,66 @@ uint32_t largest_bits(const float* x, int k, const float* norm, float inverse) {
   } else {
     for (int i = 0; i < k; ++i) take(x[i]);
   }
-  return largest;
+  return float_from_bits(largest);
 }
 
-int32_t sum_of(const int8_t* values, int count) {
-  int32_t sum = 0;
-  for (int i = 0; i < count; ++i) sum += values[i];
-  return sum;
+#if defined(PACELINE_ISA_avx512_bf16)
+using StoredBf16 = bf16;
+StoredBf16 stored(float x) { return to_bf16(x); }
+#else
+using StoredBf16 = float;
+StoredBf16 stored(float x) { return from_bf16(to_bf16(x)); }
+#endif
+
+// Line by line, each ending in zeros where k does.
+template <class Value, class Store>
+void pack_floats(const float* x, int k, const float* norm, float inverse, char* packed, int row, int rows, Store store) {
+  constexpr int kValues = 64 / sizeof(Value);
+  for (int first = 0; first < k; first += kValues, packed += size_t(rows) * 64) {
+    Value* line = reinterpret_cast<Value*>(packed + size_t(row) * 64);
+    const int count = k - first < kValues ? k - first : kValues;
+    pack_as(x + first, count, norm ? norm + first : nullptr, inverse, line, store);
+    for (int i = count; i < kValues; ++i) line[i] = 0;
+  }
 }
 
-void pack_integers(const float* x, int k, const float* norm, float inverse, DType dtype, char* packed) {
-  const Scale scale = int8_scale(float_from_bits(largest_bits(x, k, norm, inverse)));
-  int8_t* values = reinterpret_cast<int8_t*>(packed + kRowHead);
-  const int group = group_of(dtype), groups = groups_of(k, group), width = dtype == DType::int8 ? (k + 3) / 4 * 4 : groups * group;
-  if (scale.inverse == 0.0f) memset(values, 0, k);
-  else pack_as(x, k, norm, inverse, values, [scale](float v) { return int8_t(int8_of(v, scale.inverse)); });
-  memset(values + k, 0, width - k);
-  RowHead* head = reinterpret_cast<RowHead*>(packed);
-  *head = {scale.scale, 0};
-  if (dtype == DType::int8) {
-    head->correction = -128 * sum_of(values, k);
-  } else {
-    int32_t* corrections = reinterpret_cast<int32_t*>(values + width);
-    for (int i = 0; i < groups; ++i) corrections[i] = -8 * sum_of(values + i * group, group);
+void pack_integers(const float* x, int k, const float* norm, float inverse, DType dtype, char* packed, int row, int rows) {
+  constexpr int kLongestGroup = 64;
+  const int length = group_of(dtype), groups = groups_of(k, length), offset = dtype == DType::int8 ? 128 : 8;
+  RowGroup* group = reinterpret_cast<RowGroup*>(packed + size_t(groups) * rows * length);
+  Scale scale = int8_scale(dtype == DType::int8 ? 0 : largest_of(x, k, norm, inverse));
+  for (int g = 0; g < groups; ++g) {
+    alignas(64) float part[kLongestGroup] = {};
+    const int first = g * length, left = k - first, count = left > length ? length : left > 0 ? left : 0;
+    if (count > 0) pack_as(x + first, count, norm ? norm + first : nullptr, inverse, part, [](float v) { return v; });
+    if (dtype == DType::int8) scale = int8_scale(largest_of(part, length, nullptr, 1));
+    int8_t* values = reinterpret_cast<int8_t*>(packed) + (size_t(g) * rows + row) * length;
+    int32_t sum = 0;
+    for (int i = 0; i < length; ++i) {
+      values[i] = scale.inverse == 0 ? 0 : int8_t(int8_of(part[i], scale.inverse));
+      sum += values[i];
+    }
+    group[size_t(g) * rows + row] = {scale.scale, -offset * sum};
   }
 }
 
 }  // namespace
 
-size_t packed_row_bytes(int k, DType dtype) {
-#if defined(PACELINE_ISA_avx512_bf16)
-  size_t bytes = size_t(k + 1) * size_of(dtype);
-#else
-  size_t bytes = size_t(k + 1) * sizeof(float);
-#endif
-  if (dtype == DType::int8) bytes = kRowHead + size_t(k) + 3;
-  else if (is_integer(dtype)) bytes = kRowHead + size_t(groups_of(k, group_of(dtype))) * (group_of(dtype) + sizeof(int32_t));
-  return (bytes + 127) / 128 * 128 + 64;
+int packed_lines(int k, DType dtype) {
+  if (is_integer(dtype)) return groups_of(k, group_of(dtype));
+  const int values = 64 / int(dtype == DType::bf16 ? sizeof(StoredBf16) : sizeof(float));
+  return (k + values - 1) / values;
 }
 
-void pack(const float* x, int k, const float* norm, float eps, DType dtype, char* packed) {
+size_t packed_row_bytes(int k, DType dtype) {
+  return size_t(packed_lines(k, dtype)) * (is_integer(dtype) ? group_of(dtype) + sizeof(RowGroup) : 64);
+}
+
+void pack(const float* x, int k, const float* norm, float eps, DType dtype, char* packed, int row, int rows) {
   const float inverse = norm ? inverse_rms(x, k, eps) : 1.0f;
-  if (is_integer(dtype)) return pack_integers(x, k, norm, inverse, dtype, packed);
-  if (dtype == DType::fp32) return pack_as(x, k, norm, inverse, reinterpret_cast<float*>(packed), [](float v) { return v; });
-#if defined(PACELINE_ISA_avx512_bf16)
-  bf16* values = reinterpret_cast<bf16*>(packed);
-  pack_as(x, k, norm, inverse, values, [](float v) { return to_bf16(v); });
-#else
-  float* values = reinterpret_cast<float*>(packed);
-  pack_as(x, k, norm, inverse, values, [](float v) { return from_bf16(to_bf16(v)); });
-#endif
-  if (k % 2) values[k] = 0;  // the other half of the last pair
+  if (is_integer(dtype)) pack_integers(x, k, norm, inverse, dtype, packed, row, rows);
+  else if (dtype == DType::bf16) pack_floats<StoredBf16>(x, k, norm, inverse, packed, row, rows, stored);
+  else pack_floats<float>(x, k, norm, inverse, packed, row, rows, [](float v) { return v; });
 }
 
 void embed(const Matrix& table, int token, int d, float* out) {
