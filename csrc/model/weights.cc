@@ -55,19 +55,19 @@ void Weights::expect_layer(int index) {
 void Weights::expect(const std::string& name, std::vector<int64_t> shape, Loader loader) {
   index_[name] = expected_.size();
   expected_.push_back({name, std::move(shape)});
-  pending_.push_back({std::move(loader), false});
+  pending_.push_back({std::move(loader)});
 }
 
 void Weights::expect_matrix(const std::string& name, int n, int k, PackedMatrix& into, int first_block, int block_stride) {
-  expect(name, {n, k}, [this, &into, first_block, block_stride](const TensorView& tensor) {
-    backend_->pack_weights(into, tensor, first_block, block_stride);
+  expect(name, {n, k}, [this, &into, first_block, block_stride](const TensorView& part, int first_row) {
+    backend_->pack_weights(into, part, first_block + first_row / 16 * block_stride, block_stride);
   });
 }
 
 // A vector of n at `offset` of `into`, which is made here unless parts share it. Norms and biases are kept in fp32, exactly.
 void Weights::expect_vector(const std::string& name, int n, Buffer& into, int offset) {
   if (!into.bytes()) into = backend_->allocate(size_t(n) * sizeof(float));
-  expect(name, {n}, [this, &into, n, offset](const TensorView& tensor) {
+  expect(name, {n}, [this, &into, n, offset](const TensorView& tensor, int) {
     std::vector<float> values(n);
     for (int i = 0; i < n; ++i) {
       if (tensor.dtype == DType::fp32) values[i] = static_cast<const float*>(tensor.data)[i];
@@ -78,21 +78,25 @@ void Weights::expect_vector(const std::string& name, int n, Buffer& into, int of
   });
 }
 
-void Weights::load(const TensorView& tensor) {
-  const auto found = index_.find(tensor.name);
-  if (found == index_.end()) refuse(tensor.name, "the architecture has no such tensor");
+void Weights::load(const TensorView& part, int64_t first_row) {
+  const auto found = index_.find(part.name);
+  if (found == index_.end()) refuse(part.name, "the architecture has no such tensor");
   Pending& pending = pending_[found->second];
   const auto& shape = expected_[found->second].shape;
-  if (pending.loaded) refuse(tensor.name, "it was loaded before");
-  if (tensor.shape != shape) refuse(tensor.name, "expected shape " + describe(shape) + ", found " + describe(tensor.shape));
-  pending.loader(tensor);
-  pending.loaded = true;
-  ++num_loaded_;
+  auto fitting = shape;
+  if (!part.shape.empty() && part.shape[0] + first_row < shape[0] && part.shape[0] % 16 == 0 && shape.size() == 2) fitting[0] = part.shape[0];
+  else fitting[0] = shape[0] - first_row;
+  if (pending.rows == shape[0] || first_row < pending.rows) refuse(part.name, "it was loaded before");
+  if (part.shape != fitting || first_row != pending.rows)
+    refuse(part.name, message("expected shape ", describe(shape), " from row ", pending.rows, " on, found ", describe(part.shape), " from row ", first_row));
+  pending.loader(part, int(first_row));
+  pending.rows += part.shape[0];
+  if (pending.rows == shape[0]) ++num_loaded_;
 }
 
 void Weights::finish() const {
   for (size_t i = 0; i < expected_.size(); ++i)
-    if (!pending_[i].loaded) refuse(expected_[i].name, "missing, expected shape " + describe(expected_[i].shape));
+    if (pending_[i].rows < expected_[i].shape[0]) refuse(expected_[i].name, "missing, expected shape " + describe(expected_[i].shape));
 }
 
 void Weights::refuse(const std::string& tensor, const std::string& why) const {

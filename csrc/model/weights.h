@@ -30,8 +30,9 @@ class Weights {
   // Every tensor that must be loaded, in the order of the network.
   const std::vector<Expected>& expected() const { return expected_; }
 
-  // Pack one tensor; the view may be dropped afterwards. Throws ModelFileError on an unknown name, a second load or a wrong shape.
-  void load(const TensorView& tensor);
+  // Pack rows of a tensor, from first_row on, or all of it; the view may be dropped afterwards. A matrix may come in parts, in order,
+  // of a multiple of 16 rows but for the last. Throws ModelFileError on an unknown name, rows loaded before or a wrong shape.
+  void load(const TensorView& part, int64_t first_row = 0);
   // Throws ModelFileError naming the first tensor that is missing.
   void finish() const;
 
@@ -49,7 +50,7 @@ class Weights {
   const LayerWeights& layer(int index) const { return layers_[index]; }
 
  private:
-  using Loader = std::function<void(const TensorView&)>;
+  using Loader = std::function<void(const TensorView& part, int first_row)>;
   void expect(const std::string& name, std::vector<int64_t> shape, Loader loader);
   void expect_matrix(const std::string& name, int n, int k, PackedMatrix& into, int first_block, int block_stride);
   void expect_vector(const std::string& name, int n, Buffer& into, int offset);
@@ -63,7 +64,7 @@ class Weights {
   std::vector<Expected> expected_;
   struct Pending {
     Loader loader;
-    bool loaded = false;
+    int64_t rows = 0;  // loaded so far
   };
   std::vector<Pending> pending_;
   std::map<std::string, size_t> index_;  // name -> entry of expected_

@@ -38,12 +38,12 @@ Acceptance acceptance_of(const std::string& name) {
 }
 
 void load(Weights& weights, const std::string& name, const std::string& dtype, const std::vector<int64_t>& shape,
-          const py::array_t<uint8_t, py::array::c_style>& data) {
+          const py::array_t<uint8_t, py::array::c_style>& data, int64_t first_row) {
   const TensorView view{name, dtype_of(dtype), shape, data.data()};
   require(size_t(data.nbytes()) == view.size() * size_of(view.dtype), "[Weights] ", name, ": ", describe(shape), " of ", dtype, " is ",
           view.size() * size_of(view.dtype), " bytes, got ", data.nbytes());
   py::gil_scoped_release unlocked;
-  weights.load(view);
+  weights.load(view, first_row);
 }
 
 py::object stop_reason(const Output& output) {
@@ -121,7 +121,7 @@ void bind_loading(py::module_& m) {
              for (const auto& each : self.expected()) all.emplace_back(each.name, each.shape);
              return all;
            })
-      .def("load", &load, "name"_a, "dtype"_a, "shape"_a, "data"_a)
+      .def("load", &load, "name"_a, "dtype"_a, "shape"_a, "data"_a, "first_row"_a = 0)
       .def("finish", &Weights::finish)
       .def_property_readonly("nbytes", &Weights::bytes);
 }

@@ -1,5 +1,6 @@
 """Checkpoint directories by whoever: every tensor present, of its shape, finite; shards that stay where they belong; EOS ids."""
 
+import dataclasses
 import json
 import os
 
@@ -9,7 +10,8 @@ import pytest
 from checkpoint_writer import tensor_shapes, write_checkpoint
 from oracle_models import shape
 from paceline import _core
-from paceline.loading import load_weights, read_config
+from paceline.bundled import demo_pair
+from paceline.loading import checkpoint, load_weights, read_config
 
 KINDS = {
     "llama": shape("llama", 2, 1, 16, vocab=40, rope_theta=10000.0, attention_bias=True), "qwen2": shape("qwen2", 2, 2, 16, vocab=40, tied=True),
@@ -148,3 +150,37 @@ def test_a_file_that_shrinks_while_it_is_read(tmp_path):
     os.truncate(path, path.stat().st_size - 100)
     with pytest.raises(paceline.ModelFileError, match="the file has become shorter"):
         load_weights(_core.Backend(1, ""), checkpoint, "fp32")
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "int4"])
+def test_a_tensor_in_parts_is_the_tensor(dtype, monkeypatch):
+    """Large tensors are staged some rows at a time; here a few kilobytes."""
+    def logprobs():
+        with paceline.Engine(demo_pair()[0], dtype=dtype, warmup=False) as engine:
+            return engine.verify([5], list(range(40, 60))).logprobs
+
+    whole = logprobs()
+    monkeypatch.setattr(checkpoint, "STAGING", 1 << 12)
+    assert np.array_equal(logprobs(), whole)
+
+
+def test_parts_come_in_order_and_once(tmp_path):
+    write(tmp_path, KINDS["llama"])
+    config = read_config(tmp_path)
+    weights = _core.Weights(_core.Backend(1, ""), _core.ModelConfig(**dataclasses.asdict(config.config)), "fp32", "here")
+    name, (rows, width) = next((name, shape) for name, shape in weights.expected() if len(shape) == 2 and shape[0] >= 64)
+
+    def load(first, count):
+        weights.load(name, "fp32", (count, width), np.zeros(count * width * 4, np.uint8), first)
+
+    for first, count in ((16, 16), (0, 15), (0, rows + 1)):
+        with pytest.raises(paceline.ModelFileError, match=f"tensor {name}: expected shape .* from row 0 on, found"):
+            load(first, count)
+    load(0, 32)
+    with pytest.raises(paceline.ModelFileError, match="it was loaded before"):
+        load(16, 16)
+    with pytest.raises(paceline.ModelFileError, match="from row 32 on"):
+        load(48, rows - 48)
+    load(32, rows - 32)
+    with pytest.raises(paceline.ModelFileError, match="it was loaded before"):
+        load(0, rows)

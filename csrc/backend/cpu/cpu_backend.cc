@@ -63,8 +63,8 @@ Buffer CpuBackend::allocate(size_t bytes) {
   const size_t unit = bytes >= kHuge ? kHuge : 64, size = (bytes + unit - 1) / unit * unit;
   void* memory = std::aligned_alloc(unit, size);
   if (!memory) throw std::bad_alloc();
-  if (unit == kHuge) madvise(memory, size, MADV_HUGEPAGE);
-  std::memset(memory, 0, size);
+  madvise(memory, bytes / kHuge * kHuge, MADV_HUGEPAGE);  // whole ones only: a hundred matrices would waste a megabyte each
+  std::memset(memory, 0, bytes);
   return Buffer(memory, bytes, [](void* p) { std::free(p); });
 }
 

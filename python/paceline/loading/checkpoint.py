@@ -18,6 +18,9 @@ from paceline.loading.strict_json import read_json
 DTYPES = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 MAX_CONFIG = 1 << 20
 MAX_INDEX = 16 << 20
+STAGING = 16 << 20
+BLOCK = 16
+"""Rows that a packed matrix keeps together: a part of a tensor has a multiple of them."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -48,21 +51,27 @@ def read_config(directory: Path) -> Checkpoint:
 
 
 def load_weights(backend: _core.Backend, checkpoint: Checkpoint, dtype: str) -> _core.Weights:
-    """Read, check and pack tensor by tensor: beside the packed copy there is never more than one tensor in memory."""
+    """Read, check and pack tensor by tensor, large ones in parts: beside the packed copy there is never more than 16 MB in memory."""
     weights = _core.Weights(backend, _core.ModelConfig(**dataclasses.asdict(checkpoint.config)), dtype, str(checkpoint.directory))
     expected = dict(weights.expected())
     _check(checkpoint, expected)
-    staging = np.empty(max(checkpoint.tensors[name].nbytes for name in expected), np.uint8)
+    staging = np.empty(STAGING, np.uint8)
     files: dict[Path, int] = {}
     try:
         for name in sorted(expected, key=lambda name: (checkpoint.tensors[name].file, checkpoint.tensors[name].begin)):
             tensor = checkpoint.tensors[name]
             if tensor.file not in files:
                 files[tensor.file] = os.open(tensor.file, os.O_RDONLY | os.O_CLOEXEC)
-            data = staging[:tensor.nbytes]
-            _read(files[tensor.file], tensor, name, data)
-            _check_finite(tensor, name, data)
-            weights.load(name, DTYPES[tensor.dtype], tensor.shape, data)
+            row_bytes = tensor.nbytes // tensor.shape[0]
+            rows = max(STAGING // row_bytes // BLOCK, 1) * BLOCK
+            if rows * row_bytes > len(staging):
+                staging = np.empty(rows * row_bytes, np.uint8)
+            for first in range(0, tensor.shape[0], rows):
+                count = min(rows, tensor.shape[0] - first)
+                data = staging[:count * row_bytes]
+                _read(files[tensor.file], tensor, name, first * row_bytes, data)
+                _check_finite(tensor, name, data)
+                weights.load(name, DTYPES[tensor.dtype], (count, *tensor.shape[1:]), data, first)
     except OSError as error:
         raise ModelFileError(f"{checkpoint.directory}: cannot be read: {error.strerror}") from error
     finally:
@@ -133,12 +142,13 @@ def _check(checkpoint: Checkpoint, expected: Mapping[str, list[int]]) -> None:
             raise ModelFileError(f"{checkpoint.tensors[name].file}: tensor {name[:100]}: expected no such tensor in {checkpoint.architecture}")
 
 
-def _read(descriptor: int, tensor: StoredTensor, name: str, data: NDArray[np.uint8]) -> None:
+def _read(descriptor: int, tensor: StoredTensor, name: str, begin: int, data: NDArray[np.uint8]) -> None:
+    """Bytes of a tensor, from its byte `begin` on."""
     view, done = data.data, 0
-    while done < tensor.nbytes:
-        count = os.preadv(descriptor, [view[done:]], tensor.begin + done)
+    while done < len(data):
+        count = os.preadv(descriptor, [view[done:]], tensor.begin + begin + done)
         if count == 0:
-            raise ModelFileError(f"{tensor.file}: tensor {name}: expected {tensor.nbytes} bytes, found {done}: the file has become shorter")
+            raise ModelFileError(f"{tensor.file}: tensor {name}: expected {tensor.nbytes} bytes, found {begin + done}: the file has become shorter")
         done += count
 
 
