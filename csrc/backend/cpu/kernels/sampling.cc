@@ -1,6 +1,7 @@
 // Choosing from a processed row, and what is reported of a raw one: sampling.h. As in processors.cc, no sum of floats is reordered.
 #include "backend/cpu/kernels/sampling.h"
 
+#include "backend/cpu/kernels/noise.h"
 #include "core/bfloat16.h"
 #include "math/acceptance.h"
 #include "math/fixed_sum.h"
@@ -8,39 +9,7 @@
 namespace paceline::cpu::PACELINE_ISA {
 namespace {
 
-constexpr int kLanes = 16;
-
 // ------------------------------------------------------------------------------------------------ drawing
-
-// High noise words of 64 ids from `first`, a multiple of 64: sixteen Philox counters side by side.
-void high_words(const NoiseAddress& at, uint32_t first, uint32_t* words) {
-  uint32_t c0[kLanes], c1[kLanes], c2[kLanes], c3[kLanes];
-  const uint32_t cycle = at.purpose == Purpose::token ? 0 : at.cycle_start;
-  for (int g = 0; g < kLanes; ++g) {
-    c0[g] = first / 4 + g;
-    c1[g] = at.position;
-    c2[g] = cycle;
-    c3[g] = uint32_t(at.purpose) + (at.sample_index << 16);
-  }
-  uint32_t k0 = uint32_t(at.seed), k1 = uint32_t(at.seed >> 32);
-  for (int round = 0; round < 10; ++round) {
-    for (int g = 0; g < kLanes; ++g) {
-      const uint64_t a = uint64_t(0xD2511F53u) * c0[g], b = uint64_t(0xCD9E8D57u) * c2[g];
-      c0[g] = uint32_t(b >> 32) ^ c1[g] ^ k0;
-      c1[g] = uint32_t(b);
-      c2[g] = uint32_t(a >> 32) ^ c3[g] ^ k1;
-      c3[g] = uint32_t(a);
-    }
-    k0 += 0x9E3779B9u;
-    k1 += 0xBB67AE85u;
-  }
-  for (int g = 0; g < kLanes; ++g) {
-    words[4 * g + 0] = c0[g];
-    words[4 * g + 1] = c1[g];
-    words[4 * g + 2] = c2[g];
-    words[4 * g + 3] = c3[g];
-  }
-}
 
 // 2^t in fp32 to about 1e-6 for t <= 0; only ever compared with a margin of 1e-3.
 inline float rough_exp2(float t) {
