@@ -67,7 +67,7 @@ Scheduler& Engine::alive() {
 }
 
 size_t Engine::weight_bytes() const {
-  return (target_weights_ ? target_weights_->bytes() : 0) + (draft_weights_ ? draft_weights_->bytes() : 0);
+  return (target_weights_ ? target_weights_->packed().bytes() : 0) + (draft_weights_ ? draft_weights_->packed().bytes() : 0);
 }
 size_t Engine::kv_bytes() const { return target_->cache().bytes() + (draft_ ? draft_->cache().bytes() : 0); }
 size_t Engine::workspace_bytes() const {

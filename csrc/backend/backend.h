@@ -160,8 +160,15 @@ class Backend {
   // Weights. A matrix [N, K] is made empty and filled part by part: row r of `part` becomes output column
   // 16 (first_block + (r / 16) * block_stride) + r % 16. Gate and up alternate by blocks (stride 2), q, k, v follow each other.
   // dtype fixes where values are rounded: bf16 rounds weights and activations, fp32 neither.
-  virtual std::unique_ptr<PackedMatrix> new_matrix(int num_blocks, int k, DType dtype) = 0;
+  // Its memory is zeros, or what an equal matrix was packed to; matrices of 64-byte multiples may lie in one allocation.
+  virtual size_t matrix_bytes(int num_blocks, int k, DType dtype) const = 0;
+  virtual std::unique_ptr<PackedMatrix> matrix_in(Buffer memory, int num_blocks, int k, DType dtype) = 0;
+  std::unique_ptr<PackedMatrix> new_matrix(int num_blocks, int k, DType dtype) {
+    return matrix_in(allocate(matrix_bytes(num_blocks, k, dtype)), num_blocks, k, dtype);
+  }
   virtual void pack_weights(PackedMatrix& matrix, const TensorView& part, int first_block, int block_stride) = 0;
+  // Packed weights that are already in host memory (a mapped file): where they lie, or a copy on the device.
+  virtual Buffer adopt(Buffer host) = 0;
 
   // The network. x is the residual stream, fp32 [T, D].
   virtual void embed(const Rows&, const PackedMatrix& table /* [V, D] packed */, int d, float* x) = 0;

@@ -20,8 +20,9 @@ struct LayerWeights {
 
 class Weights {
  public:
-  // dtype: any but fp16. path is only used in messages.
-  Weights(std::shared_ptr<Backend> backend, const ModelConfig& config, DType dtype, std::string path);
+  // dtype: any but fp16. path is only used in messages. packed: what packed() of equal weights was, in host memory; nothing is then
+  // left to load. Throws ModelFileError when it has another size.
+  Weights(std::shared_ptr<Backend> backend, const ModelConfig& config, DType dtype, std::string path, Buffer packed = {});
 
   struct Expected {
     std::string name;
@@ -41,7 +42,8 @@ class Weights {
   DType dtype() const { return dtype_; }
   // Of the embedding and the head, which every token meets undiluted: never below int8.
   DType table_dtype() const { return is_integer(dtype_) ? DType::int8 : dtype_; }
-  size_t bytes() const;
+  // All of them, as the backend wants them.
+  const Buffer& packed() const { return packed_; }
   bool complete() const { return num_loaded_ == expected_.size(); }
 
   const PackedMatrix& embedding() const { return *embedding_; }
@@ -52,8 +54,11 @@ class Weights {
  private:
   using Loader = std::function<void(const TensorView& part, int first_row)>;
   void expect(const std::string& name, std::vector<int64_t> shape, Loader loader);
-  void expect_matrix(const std::string& name, int n, int k, PackedMatrix& into, int first_block, int block_stride);
+  void expect_matrix(const std::string& name, int n, int k, std::unique_ptr<PackedMatrix>& into, int first_block, int block_stride);
   void expect_vector(const std::string& name, int n, Buffer& into, int offset);
+  void place(size_t bytes, std::function<void(Buffer)> take);
+  void place_matrix(std::unique_ptr<PackedMatrix>& into, int num_blocks, int k, DType dtype);
+  void place_vector(Buffer& into, int n);
   void expect_layer(int index);
   [[noreturn]] void refuse(const std::string& tensor, const std::string& why) const;
 
@@ -70,6 +75,12 @@ class Weights {
   std::map<std::string, size_t> index_;  // name -> entry of expected_
   size_t num_loaded_ = 0;
 
+  struct Place {
+    size_t offset, bytes;
+    std::function<void(Buffer)> take;
+  };
+  std::vector<Place> places_;  // in packed_
+  Buffer packed_;
   std::unique_ptr<PackedMatrix> embedding_, head_;
   Buffer final_norm_;
   std::vector<LayerWeights> layers_;

@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "core/checksum.h"
 #include "engine.h"
 
 namespace py = pybind11;
@@ -44,6 +45,22 @@ void load(Weights& weights, const std::string& name, const std::string& dtype, c
           view.size() * size_of(view.dtype), " bytes, got ", data.nbytes());
   py::gil_scoped_release unlocked;
   weights.load(view, first_row);
+}
+
+// The array's memory, held until the buffer goes; whoever drops it may not have the GIL.
+Buffer buffer_of(const py::array_t<uint8_t, py::array::c_style>& array) {
+  auto* owner = new py::object(array);
+  return Buffer(const_cast<uint8_t*>(array.data()), size_t(array.nbytes()), [owner](void*) {
+    py::gil_scoped_acquire locked;
+    delete owner;
+  });
+}
+
+uint64_t checksum_of(const py::array_t<uint8_t, py::array::c_style>& data) {
+  const char* memory = reinterpret_cast<const char*>(data.data());
+  const size_t bytes = size_t(data.nbytes());
+  py::gil_scoped_release unlocked;
+  return checksum(memory, bytes);
 }
 
 py::object stop_reason(const Output& output) {
@@ -95,6 +112,8 @@ void step(const EngineHandle& self, const py::dict& outputs) {
 }
 
 void bind_loading(py::module_& m) {
+  m.def("checksum", &checksum_of, "data"_a);
+
   py::class_<BackendHandle>(m, "Backend")
       .def(py::init([](int num_threads, const std::string& level) {
              return BackendHandle{shared(make_cpu_backend(num_threads, level).release())};
@@ -113,9 +132,10 @@ void bind_loading(py::module_& m) {
            "output_bias"_a, "qk_norm"_a, "tie_word_embeddings"_a);
 
   py::class_<Weights, std::shared_ptr<Weights>>(m, "Weights")
-      .def(py::init([](const BackendHandle& backend, const ModelConfig& config, const std::string& dtype, const std::string& path) {
-             return shared(new Weights(backend.backend, config, dtype_of(dtype), path));
-           }), "backend"_a, "config"_a, "dtype"_a, "path"_a)
+      .def(py::init([](const BackendHandle& backend, const ModelConfig& config, const std::string& dtype, const std::string& path,
+                       const std::optional<py::array_t<uint8_t, py::array::c_style>>& packed) {
+             return shared(new Weights(backend.backend, config, dtype_of(dtype), path, packed ? buffer_of(*packed) : Buffer()));
+           }), "backend"_a, "config"_a, "dtype"_a, "path"_a, "packed"_a = py::none())
       .def("expected", [](const Weights& self) {
              std::vector<std::pair<std::string, std::vector<int64_t>>> all;
              for (const auto& each : self.expected()) all.emplace_back(each.name, each.shape);
@@ -123,7 +143,13 @@ void bind_loading(py::module_& m) {
            })
       .def("load", &load, "name"_a, "dtype"_a, "shape"_a, "data"_a, "first_row"_a = 0)
       .def("finish", &Weights::finish)
-      .def_property_readonly("nbytes", &Weights::bytes);
+      .def("packed", [](py::object self) {
+             const Buffer& packed = self.cast<const Weights&>().packed();
+             py::array_t<uint8_t> view(py::ssize_t(packed.bytes()), packed.as<uint8_t>(), self);  // keeps the weights alive
+             view.attr("setflags")("write"_a = false);
+             return view;
+           })
+      .def_property_readonly("nbytes", [](const Weights& self) { return self.packed().bytes(); });
 }
 
 void bind_requests(py::module_& m) {

@@ -4,13 +4,14 @@ import dataclasses
 import functools
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import tokenizers
 
 from paceline import _core, checks
 from paceline.kv_budget import default_kv_cache_tokens, kv_bytes_per_position
-from paceline.loading import Checkpoint, read_config
+from paceline.loading import Checkpoint, default_directory, load_cached_weights, load_weights, read_config
 from paceline.tokenizer import Tokenizer, refuse_other_tokenizer
 
 _integer = functools.partial(checks.integer, "Engine")
@@ -45,9 +46,16 @@ class Settings:
     kv_cache_tokens: int
     num_threads: int
     """0: the core decides."""
+    weights_cache: Path | None
     vocab_size: int
     """Ids that exist: the target's tokenizer decides, and config.json without one."""
     notes: tuple[str, ...]
+
+    def load(self, backend: _core.Backend, checkpoint: Checkpoint, dtype: str) -> tuple[_core.Weights, str | None]:
+        """(weights, note)."""
+        if self.weights_cache is None:
+            return load_weights(backend, checkpoint, dtype), None
+        return load_cached_weights(self.weights_cache, backend, checkpoint, dtype)
 
     def token_bytes(self) -> list[bytes]:
         """Empty without a tokenizer. Ids of the model that the tokenizer does not know cannot be chosen."""
@@ -69,12 +77,13 @@ class Settings:
             "draft_dtype": self.draft_dtype if self.draft else None, "kv_dtype": self.kv_dtype,
             "num_speculative_tokens": self.num_speculative_tokens, "acceptance": self.acceptance, "max_model_len": self.max_model_len,
             "max_num_seqs": self.max_num_seqs, "kv_cache_tokens": self.kv_cache_tokens, "vocab_size": self.vocab_size,
+            "weights_cache": str(self.weights_cache) if self.weights_cache else None,
             "eos_token_ids": self.target.eos_token_ids, "notes": self.notes}
 
 
 def resolve(*, target: PathLike, draft: PathLike | None, tokenizer: PathLike | tokenizers.Tokenizer | None, device: str, dtype: str,
             draft_dtype: str, kv_dtype: str, num_speculative_tokens: int | str, acceptance: str, max_model_len: int | None,
-            max_num_seqs: int, kv_cache_tokens: int | None, num_threads: int | None) -> Settings:
+            max_num_seqs: int, kv_cache_tokens: int | None, num_threads: int | None, weights_cache: PathLike | None) -> Settings:
     notes: list[str] = []
     _check_device(device, notes)
     _one_of("acceptance", acceptance, get_args(AcceptanceRule))
@@ -94,6 +103,7 @@ def resolve(*, target: PathLike, draft: PathLike | None, tokenizer: PathLike | t
         draft_dtype=_dtype("draft_dtype", draft_dtype, draft_files, notes) if draft_files else target_dtype, kv_dtype=kv,
         num_speculative_tokens=tau, acceptance=acceptance, max_model_len=length, max_num_seqs=num_seqs,
         kv_cache_tokens=_kv_cache_tokens(kv_cache_tokens, num_seqs, length, per_position, notes), num_threads=threads,
+        weights_cache=default_directory() if weights_cache == "auto" else _path("weights_cache", weights_cache) if weights_cache is not None else None,
         vocab_size=_vocab_size(target_files, words), notes=tuple(notes))
 
 

@@ -53,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, choices in (("dtype", ("auto", *get_args(Dtype))), ("draft-dtype", ("auto", *get_args(Dtype))),
                           ("kv-dtype", ("auto", *get_args(KvDtype))), ("device", get_args(Device)), ("acceptance", get_args(AcceptanceRule))):
         models.add_argument(f"--{name}", choices=choices)
+    models.add_argument("--weights-cache", metavar="DIR", help="keep packed weights there for the next start; auto: the user's cache directory")
     for name, what in (("max-model-len", "tokens of the sequence at most, prompt included"), ("kv-cache-tokens", "positions of the KV cache"),
                        ("num-threads", "computing threads")):
         models.add_argument(f"--{name}", type=int, metavar="N", help=what)
@@ -87,7 +88,7 @@ def _generate(parsed: argparse.Namespace) -> None:
 
 
 _ENGINE_OPTIONS = ("target", "draft", "tokenizer", "device", "dtype", "draft_dtype", "kv_dtype", "acceptance", "max_model_len",
-                   "kv_cache_tokens", "num_threads")
+                   "kv_cache_tokens", "num_threads", "weights_cache")
 
 
 def _stream(engine: Engine, prompt: str, sampling: dict[str, Any]) -> None:

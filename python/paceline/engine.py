@@ -12,7 +12,6 @@ import tokenizers
 
 from paceline import _core, checks
 from paceline.arguments import AcceptanceRule, Device, Dtype, KvDtype, PathLike, Prompt, prompt_ids, resolve
-from paceline.loading import load_weights
 from paceline.request import Request
 from paceline.results import Chunk, GenerationResult, Stats, Verification
 from paceline.sampling_params import SamplingParams
@@ -32,7 +31,7 @@ class Engine:
                  kv_dtype: KvDtype | Literal["auto"] = "auto", num_speculative_tokens: int | Literal["auto"] = "auto",
                  acceptance: AcceptanceRule = "coupled",
                  max_model_len: int | None = None, max_num_seqs: int = 1, kv_cache_tokens: int | None = None,
-                 num_threads: int | None = None, warmup: bool = True) -> None:
+                 num_threads: int | None = None, weights_cache: PathLike | Literal["auto"] | None = None, warmup: bool = True) -> None:
         """Read the checkpoints and take all the memory that will ever be needed.
 
         target, draft: directories in Hugging Face format (config.json, model.safetensors or its shards, tokenizer.json).
@@ -50,6 +49,9 @@ class Engine:
         kv_cache_tokens: positions of KV over all sequences, per model. None: max_num_seqs * min(max_model_len, 8192), less if
             that is more than a quarter of the free memory.
         num_threads: None: one per core this process may use.
+        weights_cache: a directory for packed weights, some gigabytes per model and dtype: the next start maps them and checks every
+            block, instead of packing the checkpoint again. "auto": paceline in the user's cache directory. None: no such file.
+            A file that is damaged, cut short or of another checkpoint is written anew; info["notes"] says so.
         warmup: run one verification pass now, so that the first request does not pay for first touches of memory.
 
         Raises ValueError (arguments), ModelFileError (files), CapacityError (memory), RuntimeError (device).
@@ -57,10 +59,10 @@ class Engine:
         settings = resolve(
             target=target, draft=draft, tokenizer=tokenizer, device=device, dtype=dtype, draft_dtype=draft_dtype, kv_dtype=kv_dtype,
             num_speculative_tokens=num_speculative_tokens, acceptance=acceptance, max_model_len=max_model_len, max_num_seqs=max_num_seqs,
-            kv_cache_tokens=kv_cache_tokens, num_threads=num_threads)
+            kv_cache_tokens=kv_cache_tokens, num_threads=num_threads, weights_cache=weights_cache)
         backend = _core.Backend(settings.num_threads, "")
-        target_weights = load_weights(backend, settings.target, settings.dtype)
-        draft_weights = load_weights(backend, settings.draft, settings.draft_dtype) if settings.draft else None
+        target_weights, target_note = settings.load(backend, settings.target, settings.dtype)
+        draft_weights, draft_note = settings.load(backend, settings.draft, settings.draft_dtype) if settings.draft else (None, None)
         self._core = _core.Engine(backend, target_weights, draft_weights, settings.for_core())
         self._settings = settings
         self._lock = threading.Lock()  # of the core: one caller at a time
@@ -70,6 +72,7 @@ class Engine:
         if warmup:
             self._core.verify([0], [0] * settings.warmup_drafts())
         self.info: dict[str, Any] = settings.info() | {
+            "notes": settings.notes + tuple(note for note in (target_note, draft_note) if note),
             "device": backend.description, "warmup": warmup, "weight_bytes": self._core.weight_bytes, "kv_cache_bytes": self._core.kv_bytes,
             "workspace_bytes": self._core.workspace_bytes}
         """What is in use: every setting as resolved, memory in bytes, and notes on what was decided for the caller."""

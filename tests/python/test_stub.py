@@ -54,9 +54,13 @@ def compiled_arguments(method):
 
 def disagreements(stub):
     """Every difference between the text of a stub and the compiled module."""
-    classes, found = classes_of(stub), []
-    if set(classes) != public_names(_core):
-        found.append(f"classes: {sorted(set(classes) ^ public_names(_core))}")
+    classes, (functions, _), found = classes_of(stub), stub_members(ast.parse(stub)), []
+    names = classes.keys() | functions.keys()
+    if names != public_names(_core):
+        found.append(f"module: {sorted(names ^ public_names(_core))}")
+    for name in functions.keys() & public_names(_core):
+        if compiled_arguments(getattr(_core, name)) != functions[name]:
+            found.append(f"{name}: arguments {functions[name]}, compiled {compiled_arguments(getattr(_core, name))}")
     for name in set(classes) & public_names(_core):
         compiled, (methods, attributes) = getattr(_core, name), stub_members(classes[name])
         if issubclass(compiled, Exception):
@@ -83,7 +87,8 @@ def test_the_stub_is_the_compiled_module():
     ("    tau: int\n", "", "Output: members ['tau']"),
     ("def close(self)", "def shut(self)", "Engine: members ['close', 'shut']"),
     ("class CapacityError(RuntimeError)", "class CapacityError(ValueError)", "CapacityError: bases"),
-    ("class Backend:", "class Device:", "classes: ['Backend', 'Device']"),
+    ("class Backend:", "class Device:", "module: ['Backend', 'Device']"),
+    ("checksum(data:", "checksum(bytes:", "checksum: arguments"),
 ])
 def test_a_planted_difference_is_found(planted, instead, complaint):
     assert planted in STUB
@@ -119,7 +124,7 @@ def test_the_stub_s_options_are_the_fields_of_the_struct(name, header):
 
 
 ENGINE = ["target", "draft", "tokenizer", "device", "dtype", "draft_dtype", "kv_dtype", "num_speculative_tokens", "acceptance",
-          "max_model_len", "max_num_seqs", "kv_cache_tokens", "num_threads", "warmup"]
+          "max_model_len", "max_num_seqs", "kv_cache_tokens", "num_threads", "weights_cache", "warmup"]
 SAMPLING = {"max_tokens": None, "temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0,
             "presence_penalty": 0.0, "frequency_penalty": 0.0, "logit_bias": None, "seed": None, "stop": None, "stop_token_ids": None,
             "ignore_eos": False, "logprobs": None, "num_speculative_tokens": None}
@@ -132,7 +137,7 @@ def test_engine_s_arguments_are_those_of_the_design():
     auto = {"device", "dtype", "draft_dtype", "kv_dtype", "num_speculative_tokens"}
     defaults = {p.name: p.default for p in parameters[1:]}
     assert defaults == {name: "auto" for name in auto} | {"acceptance": "coupled", "max_num_seqs": 1, "warmup": True} | {
-        name: None for name in ("draft", "tokenizer", "max_model_len", "kv_cache_tokens", "num_threads")}
+        name: None for name in ("draft", "tokenizer", "max_model_len", "kv_cache_tokens", "num_threads", "weights_cache")}
 
 
 def test_sampling_params_are_those_of_the_design():

@@ -64,8 +64,10 @@ class CpuBackend final : public Backend {
   void synchronize() override {}
   std::unique_ptr<Graph> capture(std::function<void()> line) override;
 
-  std::unique_ptr<PackedMatrix> new_matrix(int num_blocks, int k, DType dtype) override;
+  size_t matrix_bytes(int num_blocks, int k, DType dtype) const override;
+  std::unique_ptr<PackedMatrix> matrix_in(Buffer memory, int num_blocks, int k, DType dtype) override;
   void pack_weights(PackedMatrix& matrix, const TensorView& part, int first_block, int block_stride) override;
+  Buffer adopt(Buffer host) override { return host; }
 
   void embed(const Rows&, const PackedMatrix& table, int d, float* x) override;
   void norm_qkv_rope_write(const Rows&, const float* x, int d, const QkvWeights&, const AttentionShape&, const KvLayer&, float* qkv) override;

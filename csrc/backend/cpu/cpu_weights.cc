@@ -93,10 +93,11 @@ void pack_block(const BlockRows& rows, const Matrix& w, char* block) {
 
 }  // namespace
 
-std::unique_ptr<PackedMatrix> CpuBackend::new_matrix(int num_blocks, int k, DType dtype) {
-  const Matrix shape{nullptr, num_blocks, k, dtype};
+size_t CpuBackend::matrix_bytes(int num_blocks, int k, DType dtype) const { return num_blocks * Matrix{nullptr, num_blocks, k, dtype}.block_bytes(); }
+
+std::unique_ptr<PackedMatrix> CpuBackend::matrix_in(Buffer memory, int num_blocks, int k, DType dtype) {
   reserve_rows(k, dtype);
-  return std::make_unique<CpuMatrix>(allocate(num_blocks * shape.block_bytes()), num_blocks, k, dtype);
+  return std::make_unique<CpuMatrix>(std::move(memory), num_blocks, k, dtype);
 }
 
 void CpuBackend::pack_weights(PackedMatrix& packed, const TensorView& part, int first_block, int block_stride) {

@@ -2,5 +2,6 @@
 
 from paceline.loading.checkpoint import Checkpoint, load_weights, read_config
 from paceline.loading.config import ModelConfig
+from paceline.loading.weights_cache import default_directory, load_cached_weights
 
-__all__ = ["Checkpoint", "ModelConfig", "load_weights", "read_config"]
+__all__ = ["Checkpoint", "ModelConfig", "default_directory", "load_cached_weights", "load_weights", "read_config"]

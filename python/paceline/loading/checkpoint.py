@@ -50,9 +50,13 @@ def read_config(directory: Path) -> Checkpoint:
     return Checkpoint(directory, config, architecture, _eos_token_ids(directory, values), window, _tensors(directory))
 
 
+def core_config(checkpoint: Checkpoint) -> _core.ModelConfig:
+    return _core.ModelConfig(**dataclasses.asdict(checkpoint.config))
+
+
 def load_weights(backend: _core.Backend, checkpoint: Checkpoint, dtype: str) -> _core.Weights:
     """Read, check and pack tensor by tensor, large ones in parts: beside the packed copy there is never more than 16 MB in memory."""
-    weights = _core.Weights(backend, _core.ModelConfig(**dataclasses.asdict(checkpoint.config)), dtype, str(checkpoint.directory))
+    weights = _core.Weights(backend, core_config(checkpoint), dtype, str(checkpoint.directory))
     expected = dict(weights.expected())
     _check(checkpoint, expected)
     staging = np.empty(STAGING, np.uint8)

@@ -1,0 +1,114 @@
+"""Packed weights kept in a file, so that the next start maps them instead of reading, checking and packing the checkpoint again.
+
+    header     one line of JSON: format, key, bytes, block; padded with spaces to 256 bytes
+    checksums  of every block of the weights, little-endian uint64, and a last one of header and checksums
+    weights    at the next multiple of 4096, as the backend wants them
+
+The key names everything the bytes depend on: version, dtype, config, and each tensor's file by path, size and time. A file
+appears whole or not at all (written beside, flushed, renamed); whoever maps it keeps its bytes when another takes its place. What is cut
+short, damaged or of another key is not used, and written anew.
+"""
+
+import dataclasses
+import hashlib
+import json
+import mmap
+import os
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paceline import _core
+from paceline.loading.checkpoint import Checkpoint, core_config, load_weights
+
+FORMAT = 1
+HEADER = 256
+BLOCK = 4 << 20
+
+
+def default_directory() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "paceline"
+
+
+def load_cached_weights(directory: Path, backend: _core.Backend, checkpoint: Checkpoint, dtype: str) -> tuple[_core.Weights, str | None]:
+    """(weights, note): from the directory's file, or from the checkpoint and then into that file. Trouble with the file is a note."""
+    key = _key(checkpoint, dtype)
+    path = directory / f"{checkpoint.directory.name[:40]}-{dtype}-{key[:16]}.packed"
+    packed, why = _mapped(path, key)
+    if packed is not None:
+        return _core.Weights(backend, core_config(checkpoint), dtype, str(path), packed), None
+    weights = load_weights(backend, checkpoint, dtype)
+    try:
+        _write(path, key, weights.packed())
+    except OSError as error:
+        return weights, f"weights_cache: {path} cannot be written: {error.strerror}"
+    return weights, why and f"weights_cache: {path} {why}; written anew"
+
+
+def _key(checkpoint: Checkpoint, dtype: str) -> str:
+    files = sorted({tensor.file for tensor in checkpoint.tensors.values()})
+    parts = [FORMAT, dtype, dataclasses.asdict(checkpoint.config)]
+    for file in files:
+        status = file.stat()
+        parts.append([str(file.resolve()), status.st_size, status.st_mtime_ns, status.st_ino])
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _header(key: str, nbytes: int) -> bytes:
+    return json.dumps({"format": FORMAT, "key": key, "bytes": nbytes, "block": BLOCK}).encode().ljust(HEADER)
+
+
+def _begin(nbytes: int) -> tuple[int, int]:
+    """(blocks, where the weights begin)."""
+    blocks = -(-nbytes // BLOCK)
+    return blocks, -(-(HEADER + 8 * (blocks + 1)) // 4096) * 4096
+
+
+def _checksums(data: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """Of every block, by as many threads as there are cores."""
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        return np.fromiter(threads.map(_core.checksum, (data[at:at + BLOCK] for at in range(0, len(data), BLOCK))), np.uint64)
+
+
+def _mapped(path: Path, key: str) -> tuple[NDArray[np.uint8] | None, str | None]:
+    """(the weights, None); or (None, what is wrong with a file that is there). Every block is read and checked."""
+    try:
+        with open(path, "rb") as file:
+            data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+    except (OSError, ValueError) as error:  # ValueError: an empty file
+        return None, None if isinstance(error, FileNotFoundError) else "cannot be mapped"
+    try:
+        nbytes = json.loads(data[:HEADER].tobytes())["bytes"]
+        if data[:HEADER].tobytes() != _header(key, nbytes):
+            return None, "has another format or key"
+        blocks, begin = _begin(nbytes)
+    except (ValueError, KeyError, TypeError):
+        return None, "has no header"
+    if len(data) != begin + nbytes:
+        return None, f"has {len(data)} bytes instead of {begin + nbytes}"
+    table = data[HEADER:HEADER + 8 * (blocks + 1)].view("<u8")
+    if _core.checksum(data[:HEADER + 8 * blocks]) != table[-1]:
+        return None, "has a damaged table"
+    wrong = np.flatnonzero(_checksums(data[begin:]) != table[:-1])
+    return (None, f"is damaged in block {wrong[0]} of {blocks}") if len(wrong) else (data[begin:], None)
+
+
+def _write(path: Path, key: str, packed: NDArray[np.uint8]) -> None:
+    _, begin = _begin(len(packed))
+    front = _header(key, len(packed)) + _checksums(packed).astype("<u8").tobytes()
+    front += _core.checksum(np.frombuffer(front, np.uint8)).to_bytes(8, "little")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=path.stem, suffix=".part", dir=path.parent)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(front.ljust(begin, b"\0"))
+            file.write(packed.data)
+            file.flush()
+            os.fsync(descriptor)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
