@@ -25,6 +25,7 @@ import time
 
 import numpy as np
 import paceline
+from paceline.bundled import demo_pair
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
@@ -130,14 +131,13 @@ def same_outputs(runs):
     return all(run["tokens"] == plain["tokens"] for all_runs in runs.values() for run, plain in zip(all_runs, runs[0], strict=True))
 
 
-def pair_directory(options):
-    if options.pair == "demo":
-        return pathlib.Path(paceline.__file__).parent / "pair"
-    if options.pair not in planted_pair.PRESETS:
-        return pathlib.Path(options.pair)
-    directory = pathlib.Path(options.cache) / f"{options.pair}-{options.alpha}"
+def planted_directory(pair, alpha):
+    """Of a preset, written once to a temporary folder; any other name is a directory."""
+    if pair not in planted_pair.PRESETS:
+        return pathlib.Path(pair)
+    directory = pathlib.Path(tempfile.gettempdir()) / "planted-pairs" / f"{pair}-{alpha}"
     if not (directory / "draft" / "generation_config.json").exists():  # the last file that is written
-        planted_pair.write_pair(directory, alpha=options.alpha, **planted_pair.PRESETS[options.pair])
+        planted_pair.write_pair(directory, alpha=alpha, **planted_pair.PRESETS[pair])
     return directory
 
 
@@ -145,7 +145,6 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pair", help="demo, a preset of planted_pair.py, or a directory with target and draft")
     parser.add_argument("--alpha", type=float, default=0.8, help="of a planted pair")
-    parser.add_argument("--cache", default=os.path.join(tempfile.gettempdir(), "planted-pairs"), help="where planted pairs are kept")
     parser.add_argument("--tau", type=int, nargs="+", default=[0, 1, 2, 3, 4, 7, 15])
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--repetitions", type=int, default=5)
@@ -156,7 +155,7 @@ def main():
     options = parser.parse_args()
     taus = sorted({0, *options.tau})
 
-    directory = pair_directory(options)
+    directory = demo_pair()[0].parent if options.pair == "demo" else planted_directory(options.pair, options.alpha)
     prompts = PROMPTS if options.pair == "demo" else [np.random.RandomState(i).randint(3, 500, options.context).tolist() for i in range(3)]
     bandwidth, bandwidths = Bandwidth(options.threads), []
     runs = {tau: [] for tau in taus}

@@ -1,5 +1,5 @@
 // The kernels against the limits of the machine, as Markdown: make bench-kernels, or kernels [--threads N] [--repetitions N]
-// [--dtypes bf16,int8] [--rows 1,8].
+// [--parts matrices,attention,sampling] [--dtypes bf16,int8] [--rows 1,8].
 //
 // T(M) is the time of all weight matrices of one pass over M rows of a 1.1B Llama geometry, each in its own memory, far more than
 // the caches hold. No pass can be faster than max(P b / B, 2 P M / F): P weights of b bytes (scales included), the read bandwidth B and
@@ -11,6 +11,7 @@
 #include <sstream>
 
 #include "backend/backend.h"
+#include "backend/cpu/cpu_backend.h"
 #include "core/tensor.h"
 #include "decode/rows.h"
 #include "probes.h"
@@ -24,7 +25,7 @@ constexpr int kLayers = 22, kHidden = 2048, kHeads = 32, kKvHeads = 4, kHeadDim 
 
 struct Options {
   int threads = 0, repetitions = 9;
-  std::vector<std::string> dtypes = {"bf16", "int8", "int4"};
+  std::vector<std::string> parts = {"matrices", "attention", "sampling"}, dtypes = {"bf16", "int8", "int4"};
   std::vector<int> rows = {1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128};
 };
 
@@ -41,6 +42,7 @@ Options parsed(int argc, char** argv) {
     const std::string name = argv[i], value = argv[i + 1];
     if (name == "--threads") options.threads = std::atoi(value.c_str());
     else if (name == "--repetitions") options.repetitions = std::atoi(value.c_str());
+    else if (name == "--parts") options.parts = split(value);
     else if (name == "--dtypes") options.dtypes = split(value);
     else if (name == "--rows") {
       options.rows.clear();
@@ -130,6 +132,72 @@ void report(const std::string& name, Backend& backend, int threads, const Option
   std::fflush(stdout);
 }
 
+// Median seconds of body, after one call that warms up.
+template <class Body>
+double timed(int repetitions, Body body) {
+  std::vector<double> seconds;
+  for (int i = 0; i <= repetitions; ++i) {
+    const double start = now();
+    body();
+    if (i > 0) seconds.push_back(now() - start);
+  }
+  return median(seconds);
+}
+
+// The attention of all layers, for rows at the end of a context; keys and values of every layer are their own memory.
+void report_attention(Backend& backend, int threads, const Options& options) {
+  const Bandwidth bandwidth(threads);
+  std::printf("\n**attention**, all %d layers, bf16 keys and values, B = %.1f GB/s\n\n", kLayers, bandwidth.measure());
+  std::printf("| context | M | ms | GB/s |\n| --- | --- | --- | --- |\n");
+  for (int context : {128, 2048, 8192})
+    for (int count : {1, 4, 8, 16}) {
+      const int pages = context / kPagePositions, row = (kHeads + 2 * kKvHeads) * kHeadDim;
+      std::vector<int32_t> table(pages), zero(count, 0), position(count);
+      std::iota(table.begin(), table.end(), 0);
+      std::iota(position.begin(), position.end(), context - count);
+      std::vector<Buffer> keys, values;
+      const size_t bytes = size_t(pages) * kKvHeads * kPagePositions * kHeadDim * 2;
+      for (int i = 0; i < kLayers; ++i) keys.push_back(backend.allocate(bytes)), values.push_back(backend.allocate(bytes));
+      RowsBuffer rows(backend, count);
+      rows.fill(zero, position, zero);
+      std::vector<float> qkv(size_t(count) * row, 0.1f), out(size_t(count) * kHeads * kHeadDim);
+      const double seconds = timed(options.repetitions, [&] {
+        for (int i = 0; i < kLayers; ++i)
+          backend.attention(rows.rows(), qkv.data(), {kHeads, kKvHeads, kHeadDim, nullptr, nullptr},
+                            {keys[i].as<void>(), values[i].as<void>(), table.data(), pages, DType::bf16}, out.data());
+      });
+      std::printf("| %d | %d | %.3f | %.1f |\n", context, count, seconds * 1e3, 2.0 * bytes * kLayers / seconds / 1e9);
+    }
+}
+
+// Choosing one token, by one thread: processors and the draw.
+void report_sampling(const Options& options) {
+  const auto& kernels = *cpu::level_of("").sampling;
+  std::printf("\n**sampling** of one row, one thread, logits of a normal law with deviation 3\n\n");
+  std::printf("| vocabulary | greedy us | T = 1 us | T = 1, top-p 0.9 us | top-k 50 us |\n| --- | --- | --- | --- | --- |\n");
+  for (int vocab : {32000, 128256, 152064}) {
+    std::mt19937 random(1);
+    std::normal_distribution<float> normal(0, 3);
+    std::vector<float> logits(vocab), scratch(vocab);
+    std::vector<int32_t> counts(vocab, 0), history(1, 0);
+    std::vector<uint64_t> histogram(2048);
+    for (float& l : logits) l = normal(random);
+    std::printf("| %d |", vocab);
+    for (auto [temperature, top_p, top_k] : {std::tuple(0.0, 1.0, 0), {1.0, 1.0, 0}, {1.0, 0.9, 0}, {1.0, 1.0, 50}}) {
+      SlotParams params{};
+      params.temperature = temperature, params.top_p = top_p, params.top_k = top_k, params.repetition_penalty = 1, params.num_logprobs = -1;
+      params.prompt_length = params.min_length = 1;
+      uint32_t position = 1;
+      const double seconds = timed(20 * options.repetitions, [&] {
+        const ProcessedRow row = kernels.process({logits.data(), vocab, vocab, &params, history.data(), 1}, {scratch.data(), counts.data(), histogram.data()});
+        kernels.choose(row, {7, position++, 0, Purpose::token, 0});
+      });
+      std::printf(" %.1f |", seconds * 1e6);
+    }
+    std::printf("\n");
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) try {
@@ -137,7 +205,13 @@ int main(int argc, char** argv) try {
   const auto backend = make_cpu_backend(options.threads, "");
   const int threads = options.threads ? options.threads : int(std::thread::hardware_concurrency());
   std::printf("%s; 1.1B Llama geometry, medians of %d interleaved repetitions\n", backend->description().c_str(), options.repetitions);
-  for (const std::string& name : options.dtypes) report(name, *backend, threads, options);
+  for (const std::string& part : options.parts) {
+    if (part == "matrices")
+      for (const std::string& name : options.dtypes) report(name, *backend, threads, options);
+    else if (part == "attention") report_attention(*backend, threads, options);
+    else if (part == "sampling") report_sampling(options);
+    else throw std::invalid_argument("--parts: expected matrices, attention or sampling, got " + part);
+  }
 } catch (const std::exception& error) {
   std::fprintf(stderr, "kernels: %s\n", error.what());
   return 2;

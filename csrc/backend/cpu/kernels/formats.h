@@ -1,9 +1,9 @@
 // How weights of each format meet rows: the sums of R blocks of sixteen outputs with M rows, over all of K. linear.cc decides
 // which blocks and rows, and what becomes of the sums.
 //
-// A format says how many rows share one load of a weight (kRows where there are several such tiles, kAlone for a single one) and how
-// many blocks are then in flight (blocks(rows)). From memory four streams are 12 % faster than eight; sums and weights must leave two
-// of the 32 registers free. AVX2 has sixteen of half the width.
+// A format says how many rows share one load of a weight at most (kRows; more are dealt to tiles) and how many blocks are then in
+// flight (blocks(rows)). From memory four streams are 12 % faster than eight; sums and weights must leave two of the 32 registers free.
+// AVX2 has sixteen of half the width.
 #pragma once
 
 #include "backend/cpu/kernels/kernels.h"
@@ -12,12 +12,13 @@
 
 namespace paceline::cpu::PACELINE_ISA {
 
-constexpr int kPrefetchBytes = 6144;  // ahead, shared by the streams of the blocks in flight; 6 to 8 KB measured best
+constexpr int kPrefetchBytes = 8192;  // ahead, shared by the streams of the blocks in flight; 6 to 16 KB measured alike
 
 // Where R neighbouring blocks are being read, line by line, and what is fetched meanwhile: each block's lines ahead, and past its end
 // those of the block R further on, which is read next (int4 blocks are so short that R cold starts each cost 8 %). While the tiles
 // of a pass take turns at one chunk of weights, each also fetches its share of the next chunk: with two tiles or more the memory
-// would otherwise rest while the second multiplies.
+// would otherwise rest while the second multiplies. All into the second-level cache: the first has so few places for lines on
+// their way that the multiplications would wait for one (8 rows of int8 took 1.25 times the limit, and now 1.10).
 template <int R>
 struct Lines {
   const char *at[R], *next[R];
@@ -26,7 +27,7 @@ struct Lines {
 
   void move() {
     for (int r = 0; r < R; ++r) {
-      _mm_prefetch(at[r] + ahead, _MM_HINT_T0);
+      _mm_prefetch(at[r] + ahead, _MM_HINT_T1);
       at[r] += 64;
     }
     if (--until_jump == 0) ahead += jump;
@@ -55,11 +56,11 @@ struct Sums {
 
 struct Fp32 {
 #if defined(PACELINE_ISA_avx2)
-  static constexpr int kRows = 2, kAlone = 2;
-  static constexpr int blocks(int rows) { return rows == 1 ? 4 : rows <= 12 ? 2 : 1; }
+  static constexpr int kRows = 2;
+  static constexpr int blocks(int rows) { return rows == 1 ? 4 : 2; }
 #else
-  static constexpr int kRows = 12, kAlone = 16;
-  static constexpr int blocks(int rows) { return rows <= 6 ? 4 : rows <= 12 ? 2 : 1; }
+  static constexpr int kRows = 12;
+  static constexpr int blocks(int rows) { return rows <= 6 ? 4 : 2; }
 #endif
   template <int M, int R>
   static void sums(const Matrix& w, Lines<R>& lines, PackedRows x, F32 (&out)[R][M]) {
@@ -79,8 +80,8 @@ struct Fp32 {
 
 #if defined(PACELINE_ISA_avx512_bf16)
 struct Bf16 {
-  static constexpr int kRows = 12, kAlone = 16;
-  static constexpr int blocks(int rows) { return rows <= 6 ? 4 : rows <= 12 ? 2 : 1; }
+  static constexpr int kRows = 12;
+  static constexpr int blocks(int rows) { return rows <= 6 ? 4 : 2; }
   template <int M, int R>
   static void sums(const Matrix& w, Lines<R>& lines, PackedRows x, F32 (&out)[R][M]) {
     Sums<M, R> sum;
@@ -99,11 +100,11 @@ struct Bf16 {
 #else
 struct Bf16 {
 #if defined(PACELINE_ISA_avx2)
-  static constexpr int kRows = 4, kAlone = 4;
+  static constexpr int kRows = 4;
   static constexpr int blocks(int rows) { return rows <= 2 ? 2 : 1; }
 #else
-  static constexpr int kRows = 12, kAlone = 16;
-  static constexpr int blocks(int rows) { return rows <= 5 ? 4 : rows <= 12 ? 2 : 1; }
+  static constexpr int kRows = 12;
+  static constexpr int blocks(int rows) { return rows <= 5 ? 4 : 2; }
 #endif
   template <int M, int R>
   static void sums(const Matrix& w, Lines<R>& lines, PackedRows x, F32 (&out)[R][M]) {
@@ -137,11 +138,13 @@ static inline I32 splat_four(const char* x) {
 template <int Bits, int G>
 struct Integer {
 #if defined(PACELINE_ISA_avx2)
-  static constexpr int kRows = 4, kAlone = 4;
+  static constexpr int kRows = 4;
   static constexpr int blocks(int rows) { return rows <= 1 ? 2 : 1; }
 #else
-  static constexpr int kRows = 12, kAlone = Bits == 8 ? 16 : 12;  // gcc spills the sums of a single int4 block: 1.5 times slower
-  static constexpr int blocks(int rows) { return rows == 1 ? 4 : rows <= 12 ? 2 : 1; }
+  // Integer sums and float totals both stay in registers: up to six rows with two blocks, up to twelve with one. The latter only where
+  // a weight needs no work before it is multiplied.
+  static constexpr int kRows = Bits == 8 && kMultipliesBytes ? 12 : 6;
+  static constexpr int blocks(int rows) { return rows == 1 ? 4 : rows <= 6 ? 2 : 1; }
 #endif
   // One line of each block: four values along K, or eight.
   template <int M, int R>
@@ -164,7 +167,7 @@ struct Integer {
 
   template <int M, int R>
   static void sums(const Matrix& w, Lines<R>& lines, PackedRows x, F32 (&out)[R][M]) {
-    Sums<M, R>().copy(out);
+    Sums<M, R> total;
     const RowGroup* const row = x.group;
     const char* scales[R] = {};
     for (int group = 0; group < groups_of(w.k, G); ++group, x.line += size_t(x.rows) * G, x.group += x.rows) {
@@ -175,19 +178,18 @@ struct Integer {
       I32 sum[R][M];
       for (int r = 0; r < R; ++r)
         for (int m = 0; m < M; ++m) sum[r][m] = splat(x.group[m].correction);
-      asm volatile("" ::"r"(&out) : "memory");  // totals stay in memory: registers are for the loop
       for (int k = 0; k < G; k += 32 / Bits, lines.move()) step<M, R>(lines, x.line + k, sum);
       for (int r = 0; r < R; ++r) {
         F32 scale;
         if constexpr (Bits == 4) scale = load_bf16(reinterpret_cast<const bf16*>(scales[r]) + group % 2 * kLanes);
         for (int m = 0; m < M; ++m) {
           if constexpr (Bits == 8) scale = splat(x.group[m].scale);
-          out[r][m] = fma(scale, to_float(sum[r][m]), out[r][m]);
+          total.of[r][m] = fma(scale, to_float(sum[r][m]), total.of[r][m]);
         }
       }
     }
     for (int r = 0; r < R; ++r)
-      for (int m = 0; m < M; ++m) out[r][m] = out[r][m] * (Bits == 8 ? load(reinterpret_cast<const float*>(scales[r])) : splat(row[m].scale));
+      for (int m = 0; m < M; ++m) out[r][m] = total.of[r][m] * (Bits == 8 ? load(reinterpret_cast<const float*>(scales[r])) : splat(row[m].scale));
   }
 };
 

@@ -9,7 +9,7 @@
 namespace paceline::cpu::PACELINE_ISA {
 namespace {
 
-constexpr size_t kChunkBytes = 256 << 10;  // weights that several tiles share: this and the next chunk fit the second-level cache
+constexpr size_t kChunkBytes = 128 << 10;  // weights that several tiles share: this and the next chunk fit the second-level cache
 
 struct Tile {
   PackedRows packed;
@@ -18,17 +18,24 @@ struct Tile {
   int turn, turns;
 };
 
-void finish(const Epilogue& to, int block, int row, F32 sum, F32 next_block) {
+// What becomes of a block's sums with M rows; for gate `up` holds those of the next block.
+template <int M>
+void finish(const Epilogue& to, int block, int first_row, const F32 (&sum)[M], const F32 (&up)[M]) {
   const int column = (to.kind == Epilogue::gate ? block / 2 : block) * kLanes, count = to.n - column;
   if (count <= 0) return;
-  float* out = to.out + size_t(row) * to.stride + column;
-  if (to.kind == Epilogue::gate) {  // silu(gate) up
-    const F32 sigmoid = splat(1.0f) / (splat(1.0f) + exp_of(splat(0.0f) - sum));
-    return store_first(out, count, (sum * sigmoid) * next_block);
+  float* out = to.out + size_t(first_row) * to.stride + column;
+  const F32 bias = to.bias ? load(to.bias + column) : splat(0.0f);
+  for (int m = 0; m < M; ++m, out += to.stride) {
+    F32 value = sum[m];
+    if (to.kind == Epilogue::gate) {  // silu(gate) up
+      const F32 sigmoid = splat(1.0f) / (splat(1.0f) + exp_of(splat(0.0f) - value));
+      value = (value * sigmoid) * up[m];
+    } else if (to.bias) {
+      value = value + bias;
+    }
+    if (count >= kLanes) store(out, to.kind == Epilogue::add ? load(out) + value : value);
+    else store_first(out, count, to.kind == Epilogue::add ? load_first(out, count) + value : value);
   }
-  if (to.bias) sum = sum + load(to.bias + column);
-  if (to.kind == Epilogue::add) sum = load_first(out, count) + sum;
-  store_first(out, count, sum);
 }
 
 // The sums of R blocks from `block` on with the M rows of the tile.
@@ -57,7 +64,7 @@ void sweep(const Matrix& w, const Tile& tile, int begin, int end, const Epilogue
     accumulate<Format, M, R>(w, tile, begin, sum);
     if (R == 1 && paired) accumulate<Format, M, 1>(w, tile, begin + 1, up);
     for (int r = 0; r < R; r += paired ? 2 : 1)
-      for (int m = 0; m < M; ++m) finish(to, begin + r, tile.first_row + m, sum[r][m], r + 1 < R ? sum[r + 1][m] : up[0][m]);
+      finish<M>(to, begin + r, tile.first_row, sum[r], r + 1 < R ? sum[r + 1] : up[0]);
     if (R == 1 && paired) ++begin;
   }
   if constexpr (R > 1)
@@ -67,7 +74,7 @@ void sweep(const Matrix& w, const Tile& tile, int begin, int end, const Epilogue
 template <class Format, int M = 1>
 void sweep_tile(const Matrix& w, const Tile& tile, int begin, int end, const Epilogue& to) {
   if (M == tile.rows) return sweep<Format, M, Format::blocks(M)>(w, tile, begin, end, to);
-  if constexpr (M < Format::kAlone) sweep_tile<Format, M + 1>(w, tile, begin, end, to);
+  if constexpr (M < Format::kRows) sweep_tile<Format, M + 1>(w, tile, begin, end, to);
 }
 
 // Rows are dealt evenly to as few tiles as hold them. Several tiles take turns at each chunk of weights, so that it comes from
@@ -76,7 +83,7 @@ template <class Format>
 void product(const Matrix& w, const char* packed, int rows, int begin, int end, const Epilogue& to) {
   const size_t line_bytes = is_integer(w.dtype) ? group_of(w.dtype) : 64;
   const auto* groups = reinterpret_cast<const RowGroup*>(packed + packed_lines(w.k, w.dtype) * rows * line_bytes);
-  const int tiles = rows <= Format::kAlone ? 1 : (rows + Format::kRows - 1) / Format::kRows, fitting = int(kChunkBytes / w.block_bytes()) & ~1;
+  const int tiles = (rows + Format::kRows - 1) / Format::kRows, fitting = int(kChunkBytes / w.block_bytes()) & ~1;
   const int chunk = tiles == 1 ? end - begin : (fitting > 2 ? fitting : 2);
   for (; begin < end; begin += chunk) {
     const int stop = begin + chunk < end ? begin + chunk : end;

@@ -29,21 +29,6 @@ void pack_as(const float* x, int k, const float* norm, float inverse, Value* to,
   }
 }
 
-// The largest magnitude of x[i] * inverse * norm[i], NaN above all: as bits, magnitudes are in order.
-float largest_of(const float* x, int k, const float* norm, float inverse) {
-  uint32_t largest = 0;
-  const auto take = [&largest](float v) {
-    const uint32_t bits = bits_of(v) & 0x7fffffffu;
-    largest = bits > largest ? bits : largest;
-  };
-  if (norm) {
-    for (int i = 0; i < k; ++i) take(x[i] * inverse * norm[i]);
-  } else {
-    for (int i = 0; i < k; ++i) take(x[i]);
-  }
-  return float_from_bits(largest);
-}
-
 #if defined(PACELINE_ISA_avx512_bf16)
 using StoredBf16 = bf16;
 StoredBf16 stored(float x) { return to_bf16(x); }
@@ -64,23 +49,41 @@ void pack_floats(const float* x, int k, const float* norm, float inverse, char* 
   }
 }
 
+// Sixteen of the values to be packed from x[i] on, zeros past the row's end.
+F32 value_of(const float* x, int k, const float* norm, float inverse, int i) {
+  const int left = k - i;
+  if (left <= 0) return splat(0.0f);
+  const F32 value = left >= kLanes ? load(x + i) : load_first(x + i, left);
+  return norm ? value * splat(inverse) * (left >= kLanes ? load(norm + i) : load_first(norm + i, left)) : value;
+}
+
+// Magnitudes as bits, which are in order, NaN above all.
+I32 magnitude_bits(F32 x) { return as_integers(x) & splat(0x7fffffff); }
+
 void pack_integers(const float* x, int k, const float* norm, float inverse, DType dtype, char* packed, int row, int rows) {
-  constexpr int kLongestGroup = 64;
-  const int length = group_of(dtype), groups = groups_of(k, length), offset = dtype == DType::int8 ? 128 : 8;
+  constexpr int kVectors = 64 / kLanes;  // of the longest group
+  const int length = group_of(dtype), vectors = length / kLanes, groups = groups_of(k, length), offset = dtype == DType::int8 ? 128 : 8;
   RowGroup* group = reinterpret_cast<RowGroup*>(packed + size_t(groups) * rows * length);
-  Scale scale = int8_scale(dtype == DType::int8 ? 0 : largest_of(x, k, norm, inverse));
+  I32 largest = splat(0);
+  if (dtype != DType::int8)
+    for (int i = 0; i < k; i += kLanes) largest = max(largest, magnitude_bits(value_of(x, k, norm, inverse, i)));
+  Scale scale = int8_scale(float_from_bits(uint32_t(max_of(largest))));
   for (int g = 0; g < groups; ++g) {
-    alignas(64) float part[kLongestGroup] = {};
-    const int first = g * length, left = k - first, count = left > length ? length : left > 0 ? left : 0;
-    if (count > 0) pack_as(x + first, count, norm ? norm + first : nullptr, inverse, part, [](float v) { return v; });
-    if (dtype == DType::int8) scale = int8_scale(largest_of(part, length, nullptr, 1));
-    int8_t* values = reinterpret_cast<int8_t*>(packed) + (size_t(g) * rows + row) * length;
-    int32_t sum = 0;
-    for (int i = 0; i < length; ++i) {
-      values[i] = scale.inverse == 0 ? 0 : int8_t(int8_of(part[i], scale.inverse));
-      sum += values[i];
+    F32 value[kVectors];
+    for (int v = 0; v < vectors; ++v) value[v] = value_of(x, k, norm, inverse, g * length + v * kLanes);
+    if (dtype == DType::int8) {
+      largest = magnitude_bits(value[0]);
+      for (int v = 1; v < vectors; ++v) largest = max(largest, magnitude_bits(value[v]));
+      scale = int8_scale(float_from_bits(uint32_t(max_of(largest))));
     }
-    group[size_t(g) * rows + row] = {scale.scale, -offset * sum};
+    int8_t* values = reinterpret_cast<int8_t*>(packed) + (size_t(g) * rows + row) * length;
+    I32 sum = splat(0);
+    for (int v = 0; v < vectors; ++v) {
+      const I32 quantised = scale.inverse == 0 ? splat(0) : nearest(value[v] * splat(scale.inverse));
+      store_bytes(values + v * kLanes, quantised);
+      sum = sum + quantised;
+    }
+    group[size_t(g) * rows + row] = {scale.scale, -offset * sum_of(sum)};
   }
 }
 

@@ -10,6 +10,11 @@
 namespace paceline::cpu::PACELINE_ISA {
 
 constexpr int kLanes = 16;
+#if defined(PACELINE_ISA_avx512_bf16)
+constexpr bool kMultipliesBytes = true;  // in one instruction, VNNI's
+#else
+constexpr bool kMultipliesBytes = false;
+#endif
 
 #if defined(PACELINE_ISA_avx2)
 
@@ -68,6 +73,17 @@ struct I32 {
   __m256i low, high;
 };
 static inline I32 splat(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+static inline I32 operator+(I32 a, I32 b) { return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)}; }
+static inline I32 max(I32 a, I32 b) { return {_mm256_max_epi32(a.low, b.low), _mm256_max_epi32(a.high, b.high)}; }
+static inline __m256i low_half(I32 a) { return a.low; }
+static inline __m256i high_half(I32 a) { return a.high; }
+static inline I32 as_integers(F32 a) { return {_mm256_castps_si256(a.low), _mm256_castps_si256(a.high)}; }
+static inline I32 operator&(I32 a, I32 b) { return {_mm256_and_si256(a.low, b.low), _mm256_and_si256(a.high, b.high)}; }
+static inline I32 nearest(F32 a) { return {_mm256_cvtps_epi32(a.low), _mm256_cvtps_epi32(a.high)}; }
+static inline void store_bytes(int8_t* p, I32 a) {  // values fit
+  const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(a.low, a.high), 0xd8);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+}
 static inline I32 load_line(const char* p) { return {pairs_at(p), pairs_at(p + 32)}; }
 static inline F32 to_float(I32 a) { return {_mm256_cvtepi32_ps(a.low), _mm256_cvtepi32_ps(a.high)}; }
 static inline __m256i dot(__m256i sum, __m256i u, __m256i s) {
@@ -128,6 +144,16 @@ struct I32 {
 static inline I32 lanes(__m512i v) { return {reinterpret_cast<decltype(I32::v)>(v)}; }
 static inline __m512i bits(I32 a) { return reinterpret_cast<__m512i>(a.v); }
 static inline I32 splat(int32_t x) { return lanes(_mm512_set1_epi32(x)); }
+static inline I32 operator+(I32 a, I32 b) { return {a.v + b.v}; }
+static inline I32 operator&(I32 a, I32 b) { return {a.v & b.v}; }
+static inline I32 max(I32 a, I32 b) { return lanes(_mm512_max_epi32(bits(a), bits(b))); }
+static inline __m256i low_half(I32 a) { return _mm512_castsi512_si256(bits(a)); }
+static inline __m256i high_half(I32 a) { return _mm512_extracti64x4_epi64(bits(a), 1); }
+static inline I32 as_integers(F32 a) { return lanes(_mm512_castps_si512(a.v)); }
+static inline I32 nearest(F32 a) { return lanes(_mm512_cvtps_epi32(a.v)); }
+static inline void store_bytes(int8_t* p, I32 a) {  // values fit
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(bits(a)));
+}
 static inline I32 load_line(const char* p) { return lanes(_mm512_loadu_si512(p)); }
 static inline F32 to_float(I32 a) { return {_mm512_cvtepi32_ps(bits(a))}; }
 #if defined(PACELINE_ISA_avx512_bf16)
@@ -162,6 +188,18 @@ static inline float max_of(F32 a) {
   const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
   const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+static inline int32_t sum_of(I32 a) {
+  const __m256i eight = _mm256_add_epi32(low_half(a), high_half(a));
+  __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+  four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xb1)));
+}
+static inline int32_t max_of(I32 a) {
+  const __m256i eight = _mm256_max_epi32(low_half(a), high_half(a));
+  __m128i four = _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+  four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+  return _mm_cvtsi128_si32(_mm_max_epi32(four, _mm_shuffle_epi32(four, 0xb1)));
 }
 
 // e^x to about 1e-7 relative for x in [-87, 88], clamped there: what fp32 can hold without subnormals or infinity.

@@ -1,0 +1,43 @@
+"""Paceline, asked over pipes as the other engines are: see llama_cpp_worker.py.
+
+    python paceline_worker.py TARGET DRAFT THREADS DTYPE DRAFT_DTYPE MAX_TAU
+"""
+
+import json
+import sys
+
+import paceline
+
+
+def plain(engine, prompt, tokens):
+    return speculative(engine, prompt, tokens, 0)
+
+
+def speculative(engine, prompt, tokens, tau):
+    result = engine.generate(prompt, max_tokens=tokens, ignore_eos=True, num_speculative_tokens=tau)
+    return {"seconds": 1 / result.stats.decode_tokens_per_second, "tokens": list(result.token_ids)}
+
+
+def one_pass(engine, prompt, rows):
+    """Verification of rows tokens, choosing and judging included."""
+    stats = engine.generate(prompt, max_tokens=5 * rows, ignore_eos=True, num_speculative_tokens=rows - 1).stats
+    return {"seconds": stats.verify_time / stats.num_cycles}
+
+
+def prefill(engine, prompt):
+    return {"seconds": engine.generate(prompt, max_tokens=1, num_speculative_tokens=0).stats.prefill_time}
+
+
+def main():
+    target, draft, threads, dtype, draft_dtype, max_tau = sys.argv[1:]
+    with paceline.Engine(target, draft, dtype=dtype, draft_dtype=draft_dtype, num_threads=int(threads), max_model_len=2048,
+                         num_speculative_tokens=int(max_tau)) as engine:
+        doing = {"plain": plain, "speculative": speculative, "pass": one_pass, "prefill": prefill}
+        print("ready", flush=True)
+        for line in sys.stdin:
+            asked = json.loads(line)
+            print(json.dumps(doing[asked.pop("do")](engine, **asked)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
