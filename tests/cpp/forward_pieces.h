@@ -146,7 +146,8 @@ struct Pages {
     return plane(slot, position, head) + (dtype == DType::fp32 ? size_t(i) * 64 + offset : (size_t(i / 2) * 64 + offset) * 2 + i % 2);
   }
   size_t value_at(int slot, int position, int head, int i) const {
-    return plane(slot, position, head) + size_t(position % 64) * head_dim + i;
+    const size_t offset = position % 64, pair = offset / 2 * head_dim + i;
+    return plane(slot, position, head) + (dtype == DType::fp32 ? offset * head_dim + i : 2 * pair + offset % 2);
   }
   void put(const Buffer& to, size_t at, float value) {
     if (dtype == DType::fp32) to.as<float>()[at] = value;

@@ -202,8 +202,9 @@ uint64_t CpuBackend::hash_kv(const KvLayer& kv, const AttentionShape& shape, int
   for (int head = 0; head < shape.num_kv_heads; ++head)
     for (int i = 0; i < shape.head_dim; ++i) {
       const size_t plane = size_t(head) * kPagePositions * shape.head_dim;
-      mix(kv.keys, plane + (kv.dtype == DType::fp32 ? size_t(i) * 64 + offset : (size_t(i / 2) * 64 + offset) * 2 + i % 2));
-      mix(kv.values, plane + size_t(offset) * shape.head_dim + i);
+      const bool paired = kv.dtype == DType::bf16;
+      mix(kv.keys, plane + (paired ? (size_t(i / 2) * 64 + offset) * 2 + i % 2 : size_t(i) * 64 + offset));
+      mix(kv.values, plane + (paired ? (size_t(offset / 2) * shape.head_dim + i) * 2 + offset % 2 : size_t(offset) * shape.head_dim + i));
     }
   return hash;
 }

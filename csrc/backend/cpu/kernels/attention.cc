@@ -3,9 +3,10 @@
 //   out[t, h] = softmax(q[t, h] . K[0 .. position_t] / sqrt(Dh)) . V[0 .. position_t]
 //
 // Traffic   2 Dh (position + 1) values per KV head: a page is fetched once for up to kTaskQueries queries (rows x heads)
+// Rounding  with bf16 keys and values the queries and the weights 2^(score - maximum) are rounded to bf16 as well; sums are fp32
 // Order     a page is reduced from position 0 up; pages are merged in ascending order inside groups of eight, groups in
 //           ascending order. All of it is fixed by absolute positions: who computes which group cannot change a bit.
-// Masking   lanes of a score vector beyond the row's position are dropped before they are used; values beyond are never read.
+// Masking   whatever lies beyond the row's position, in a score vector or a pair of values, is dropped before it is used.
 // Source    online softmax, Milakov and Gimelshein 2018 (arXiv:1805.02867). Oracle: tests/reference/attention.h
 #include "backend/cpu/kernels/kernels.h"
 #include "backend/cpu/kernels/simd.h"
@@ -66,10 +67,10 @@ struct Fp32 {
       for (int v = 0; v < V; ++v) sum[i][v] = fma(key[v], q, sum[i][v]);
     }
   }
-  static F32 values(const char* at, size_t index) { return load(reinterpret_cast<const float*>(at) + index); }
-  static F32 first_values(const char* at, size_t index, int count) {
-    return load_first(reinterpret_cast<const float*>(at) + index, count);
-  }
+  static constexpr int kPositions = 1;  // of a value vector
+  static void add(F32& sum, F32 value, const float* weights, int at) { sum = fma(value, splat(weights[at]), sum); }
+  static F32 first_position(F32 value) { return value; }
+  static void store_weights(float* weights, int at, F32 weight) { store(weights + at, weight); }
 };
 
 struct Bf16 {
@@ -94,17 +95,28 @@ struct Bf16 {
     }
 #endif
   }
-  static F32 values(const char* at, size_t index) { return load_bf16(reinterpret_cast<const bf16*>(at) + index); }
-  static F32 first_values(const char* at, size_t index, int count) {
-    bf16 part[kLanes] = {};
-    for (int i = 0; i < count; ++i) part[i] = reinterpret_cast<const bf16*>(at)[index + i];
-    return load_bf16(part);
+  static constexpr int kPositions = 2;
+  // Weights are kept as bf16 pairs where the level multiplies those, else as the floats they round to.
+#if defined(PACELINE_ISA_avx512_bf16)
+  static void add(F32& sum, F32 value, const float* weights, int at) {
+    const __m512bh pair = (__m512bh)_mm512_set1_epi32(reinterpret_cast<const int32_t*>(weights)[at]);
+    sum.v = _mm512_dpbf16_ps(sum.v, (__m512bh)_mm512_castps_si512(value.v), pair);
   }
+  static void store_weights(float* weights, int at, F32 weight) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(weights) + at / kLanes, (__m256i)_mm512_cvtneps_pbh(weight.v));
+  }
+#else
+  static void add(F32& sum, F32 value, const float* weights, int at) {
+    sum = fma(odd_of(value), splat(weights[2 * at + 1]), fma(even_of(value), splat(weights[2 * at]), sum));
+  }
+  static void store_weights(float* weights, int at, F32 weight) { store(weights + at, rounded_to_bf16(weight)); }
+#endif
+  static F32 first_position(F32 value) { return low_halves(value); }
 };
 
 // Pages lie anywhere, which the hardware cannot foresee: while one is read, its successor is fetched, line for line.
 void fetch(const char* at, int bytes) {
-  for (int i = 0; i < bytes; i += 64) _mm_prefetch(at + i, _MM_HINT_T0);
+  for (int i = 0; i < bytes; i += 64) _mm_prefetch(at + i, _MM_HINT_T1);
 }
 
 // Scores of Q queries at positions [first, first + 16 V) of a page.
@@ -115,13 +127,14 @@ void scores_of(const Query* query, const char* keys, const char* next_keys, int 
     for (int v = 0; v < V; ++v) sum[i][v] = splat(0.0f);
   for (int step = 0; step < head_dim / Kv::kStep; ++step) {
     Kv::template step<Q, V>(keys + first * 4, query, step, sum);
-    fetch(next_keys + (size_t(step) * kPage + first) * 4, V * 64);
+    if (next_keys) fetch(next_keys + (size_t(step) * kPage + first) * 4, V * 64);
   }
   for (int i = 0; i < Q; ++i)
     for (int v = 0; v < V; ++v) store(scores[i] + first + v * kLanes, sum[i][v]);
 }
 
-// Turn `visible` scores into e^(score - maximum), in place, and start the page's state with their maximum and sum.
+// Turn `visible` scores into weights 2^(score - maximum), in place, and start the page's state with their maximum and sum.
+template <class Kv>
 void soften(float* scores, int visible, float scale, State& page) {
   F32 highest = splat(-__builtin_inff()), sum = splat(0.0f);
   for (int i = 0; i < visible; i += kLanes) {
@@ -131,38 +144,39 @@ void soften(float* scores, int visible, float scale, State& page) {
   }
   page.maximum = max_of(highest);
   for (int i = 0; i < visible; i += kLanes) {
-    const F32 weight = select_first(visible - i, exp_of(load(scores + i) - splat(page.maximum)), splat(0.0f));
-    store(scores + i, weight);
+    const F32 weight = select_first(visible - i, exp2_of(load(scores + i) - splat(page.maximum)), splat(0.0f));
+    Kv::store_weights(scores, i, weight);
     sum = sum + weight;
   }
   page.sum = sum_of(sum);
 }
 
-// out = sum over visible positions of weight x value, position after position, for V vectors of the head from d; V = 1 may be
-// the last, narrower one. Positions below `common` are visible to every query.
+// out = sum over visible positions of weight x value, in ascending order, for V vectors of the head from d; V = 1 may be the last,
+// narrower one. Positions below `common` are visible to every query.
 template <class Kv, int Q, int V>
 void weigh_columns(const int* visible, int common, int longest, const float (*weights)[kPage], const char* values,
                    const char* next_values, int head_dim, int d, State* pages) {
-  const int width = head_dim - d, bytes = Kv::kBytes * (V > 1 || width >= kLanes ? V * kLanes : width);
-  const auto value_at = [&](int position, int v) {
-    const size_t index = size_t(position) * head_dim + d + v * kLanes;
-    return V > 1 || width >= kLanes ? Kv::values(values, index) : Kv::first_values(values, index, width);
+  constexpr int kPositions = Kv::kPositions;
+  const int width = head_dim - d;
+  const auto value_at = [&](int step, int v) {
+    const float* at = reinterpret_cast<const float*>(values) + size_t(step) * head_dim + d + v * kLanes;
+    return V > 1 || width >= kLanes ? load(at) : load_first(at, width);
   };
   F32 sum[Q][V], value[V];
   for (int i = 0; i < Q; ++i)
     for (int v = 0; v < V; ++v) sum[i][v] = splat(0.0f);
-  for (int j = 0; j < common; ++j) {
-    for (int v = 0; v < V; ++v) value[v] = value_at(j, v);
-    for (int i = 0; i < Q; ++i) {
-      const F32 weight = splat(weights[i][j]);
-      for (int v = 0; v < V; ++v) sum[i][v] = fma(value[v], weight, sum[i][v]);
-    }
-    fetch(next_values + (size_t(j) * head_dim + d) * Kv::kBytes, bytes);
-  }
-  for (int j = common; j < longest; ++j) {
-    for (int v = 0; v < V; ++v) value[v] = value_at(j, v);
+  for (int step = 0; step < common / kPositions; ++step) {
+    for (int v = 0; v < V; ++v) value[v] = value_at(step, v);
     for (int i = 0; i < Q; ++i)
-      for (int v = 0; v < V && j < visible[i]; ++v) sum[i][v] = fma(value[v], splat(weights[i][j]), sum[i][v]);
+      for (int v = 0; v < V; ++v) Kv::add(sum[i][v], value[v], weights[i], step);
+    if (next_values) fetch(next_values + (size_t(step) * head_dim + d) * 4, 4 * (V > 1 || width >= kLanes ? V * kLanes : width));
+  }
+  for (int step = common / kPositions; step * kPositions < longest; ++step) {
+    for (int v = 0; v < V; ++v) value[v] = value_at(step, v);
+    for (int i = 0; i < Q; ++i) {
+      const int seen = visible[i] - step * kPositions;
+      for (int v = 0; v < V && seen > 0; ++v) Kv::add(sum[i][v], seen >= kPositions ? value[v] : Kv::first_position(value[v]), weights[i], step);
+    }
   }
   for (int i = 0; i < Q; ++i)
     for (int v = 0; v < V; ++v) store(pages[i].out + d + v * kLanes, sum[i][v]);
@@ -176,9 +190,9 @@ void merge(State& a, const State& b, int head_dim) {
     for (int d = 0; d < head_dim; d += kLanes) store(a.out + d, load(b.out + d));
     return;
   }
-  // One of the two factors is e^0 = 1, exactly.
+  // One of the two factors is 2^0 = 1, exactly.
   const float difference = b.maximum - a.maximum;
-  const F32 factor = exp_of(splat(difference > 0.0f ? -difference : difference)), one = splat(1.0f);
+  const F32 factor = exp2_of(splat(difference > 0.0f ? -difference : difference)), one = splat(1.0f);
   const F32 keep = difference > 0.0f ? factor : one, take = difference > 0.0f ? one : factor;
   a.maximum = difference > 0.0f ? b.maximum : a.maximum;
   a.sum = first_of(splat(a.sum) * keep + splat(b.sum) * take);
@@ -187,9 +201,10 @@ void merge(State& a, const State& b, int head_dim) {
 
 // One page for Q queries, merged into their groups' states.
 template <class Kv, int Q>
-void visit(const AttentionTask& task, const Query* query, int page, int next_page, float scale, State* groups) {
+void visit(const AttentionTask& task, const Query* query, int page, int next_page, bool fetches, float scale, State* groups) {
   const size_t at = size_t(task.pages[page]) * task.page_bytes, next = size_t(task.pages[next_page]) * task.page_bytes;
-  const char *keys = task.keys + at, *values = task.values + at, *next_keys = task.keys + next, *next_values = task.values + next;
+  const char *keys = task.keys + at, *values = task.values + at;
+  const char *next_keys = fetches ? task.keys + next : nullptr, *next_values = fetches ? task.values + next : nullptr;
   int visible[Q], longest = 0, common = kPage;
   for (int i = 0; i < Q; ++i) {
     const int left = query[i].position + 1 - page * kPage;
@@ -205,7 +220,7 @@ void visit(const AttentionTask& task, const Query* query, int page, int next_pag
     scores_of<Kv, Q, kVectors>(query, keys, next_keys, task.head_dim, first, scores);
   for (; first < longest; first += kLanes) scores_of<Kv, Q, 1>(query, keys, next_keys, task.head_dim, first, scores);
   for (int i = 0; i < Q; ++i) {
-    if (visible[i]) soften(scores[i], visible[i], scale, pages[i]);
+    if (visible[i]) soften<Kv>(scores[i], visible[i], scale, pages[i]);
     else pages[i].sum = 0.0f;
   }
   int d = 0;
@@ -219,16 +234,16 @@ void visit(const AttentionTask& task, const Query* query, int page, int next_pag
 // The pages of one group that some query sees, in ascending order.
 template <class Kv>
 void group_states(const AttentionTask& task, const Queries& queries, int group, State* states) {
-  const float scale = 1.0f / __builtin_sqrtf(float(task.head_dim));
+  const float scale = 1.44269504f / __builtin_sqrtf(float(task.head_dim));  // scores are exponents of 2
   for (int i = 0; i < queries.count; ++i) states[i].sum = 0.0f;
   const int first = group * kGroupPages, last = queries.last_position / kPage;
   for (int page = first; page < first + kGroupPages && page <= last; ++page) {
     const int next = page < last ? page + 1 : page;
     for (int i = 0; i < queries.count; i += kTogether) switch (queries.count - i) {
-        case 1: visit<Kv, 1>(task, queries.query + i, page, next, scale, states + i); break;
-        case 2: visit<Kv, 2>(task, queries.query + i, page, next, scale, states + i); break;
-        case 3: visit<Kv, 3>(task, queries.query + i, page, next, scale, states + i); break;
-        default: visit<Kv, kTogether>(task, queries.query + i, page, next, scale, states + i);
+        case 1: visit<Kv, 1>(task, queries.query + i, page, next, i == 0, scale, states + i); break;
+        case 2: visit<Kv, 2>(task, queries.query + i, page, next, i == 0, scale, states + i); break;
+        case 3: visit<Kv, 3>(task, queries.query + i, page, next, i == 0, scale, states + i); break;
+        default: visit<Kv, kTogether>(task, queries.query + i, page, next, i == 0, scale, states + i);
       }
   }
 }

@@ -25,7 +25,7 @@ void write_kv(const float* k, const float* v, int head_dim, int offset, DType dt
     for (int i = 0; i < head_dim; ++i) reinterpret_cast<float*>(values)[offset * head_dim + i] = v[i];
   } else {
     for (int i = 0; i < head_dim; ++i) reinterpret_cast<bf16*>(keys)[(i / 2 * 64 + offset) * 2 + i % 2] = to_bf16(k[i]);
-    for (int i = 0; i < head_dim; ++i) reinterpret_cast<bf16*>(values)[offset * head_dim + i] = to_bf16(v[i]);
+    for (int i = 0; i < head_dim; ++i) reinterpret_cast<bf16*>(values)[(offset / 2 * head_dim + i) * 2 + offset % 2] = to_bf16(v[i]);
   }
 }
 

@@ -9,8 +9,8 @@
 // Inputs    rows packed for the matrix, in lines along K: [lines][rows][line], so that one pointer serves all rows of a tile. A line
 //           is 64 bytes of fp32 values, or of values rounded to bf16 (stored as bf16 where the level multiplies it, else as
 //           fp32); for integer weights it is the bytes of a group, and [groups][rows] RowGroup follow behind all lines.
-// KV page   of one KV head: keys transposed, [Dh][64] fp32 or [Dh/2][64][2] bf16; values [64][Dh]. Sixteen positions are one
-//           vector, so scores need no horizontal sums.
+// KV page   of one KV head: keys transposed, [Dh][64] fp32 or [Dh/2][64][2] bf16, so that sixteen positions are one vector and
+//           scores need no horizontal sums; values [64][Dh] fp32 or [32][Dh][2] bf16, pairs of positions.
 #pragma once
 
 #include <cstddef>
@@ -74,7 +74,7 @@ struct AttentionTask {
   DType dtype;
 };
 
-// Softmax over some positions: maximum score, sum of e^(score - maximum), and the values weighted by the same. sum == 0: empty.
+// Softmax over some positions: maximum score, sum of 2^(score - maximum), and the values weighted by the same. sum == 0: empty.
 struct AttentionState {
   float maximum, sum;
   float out[kLongestHead];

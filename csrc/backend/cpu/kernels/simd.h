@@ -61,6 +61,15 @@ static inline __m256 odd(__m256i pairs) { return _mm256_castsi256_ps(_mm256_and_
 static inline __m256i pairs_at(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 static inline F32 load_even(const uint32_t* p) { return {even(pairs_at(p)), even(pairs_at(p + 8))}; }
 static inline F32 load_odd(const uint32_t* p) { return {odd(pairs_at(p)), odd(pairs_at(p + 8))}; }
+static inline F32 even_of(F32 a) { return {even(_mm256_castps_si256(a.low)), even(_mm256_castps_si256(a.high))}; }
+static inline F32 odd_of(F32 a) { return {odd(_mm256_castps_si256(a.low)), odd(_mm256_castps_si256(a.high))}; }
+static inline __m256 low_halves(__m256 a) { return _mm256_and_ps(a, _mm256_castsi256_ps(_mm256_set1_epi32(0xffff))); }
+static inline F32 low_halves(F32 a) { return {low_halves(a.low), low_halves(a.high)}; }
+static inline __m256 rounded_to_bf16(__m256 a) {
+  const __m256i bits = _mm256_castps_si256(a), tie = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  return odd(_mm256_add_epi32(bits, _mm256_add_epi32(tie, _mm256_set1_epi32(0x7fff))));
+}
+static inline F32 rounded_to_bf16(F32 a) { return {rounded_to_bf16(a.low), rounded_to_bf16(a.high)}; }  // to nearest even; not of NaN
 static inline __m256 widened(const uint16_t* p) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16));
 }
@@ -132,6 +141,13 @@ static inline F32 round_to_integer(F32 a) { return {_mm512_roundscale_ps(a.v, _M
 static inline F32 load_even(const uint32_t* p) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(p), 16))}; }
 static inline F32 load_odd(const uint32_t* p) {
   return {_mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(p), _mm512_set1_epi32(int(0xffff0000))))};
+}
+static inline F32 even_of(F32 a) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a.v), 16))}; }
+static inline F32 odd_of(F32 a) { return {_mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(a.v), _mm512_set1_epi32(int(0xffff0000))))}; }
+static inline F32 low_halves(F32 a) { return {_mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(a.v), _mm512_set1_epi32(0xffff)))}; }
+static inline F32 rounded_to_bf16(F32 a) {  // to nearest even; not of NaN
+  const __m512i bits = _mm512_castps_si512(a.v), tie = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  return odd_of({_mm512_castsi512_ps(_mm512_add_epi32(bits, _mm512_add_epi32(tie, _mm512_set1_epi32(0x7fff))))});
 }
 static inline F32 load_bf16(const uint16_t* p) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16))};
@@ -215,6 +231,20 @@ static inline F32 exp_of(F32 x) {
   p = fma(p, r, splat(1.0f / 6));
   p = fma(p, r, splat(0.5f));
   p = fma(p, r, splat(1.0f));
+  p = fma(p, r, splat(1.0f));
+  return scaled(p, n);
+}
+
+// 2^x to about 2e-7 relative for x <= 0, from -126 on: below that 2^-126. NaN stays NaN.
+static inline F32 exp2_of(F32 x) {
+  x = max(splat(-126.0f), x);
+  const F32 n = round_to_integer(x), r = x - n;
+  F32 p = splat(1.540353039e-4f);  // ln 2 to the k, over k!
+  p = fma(p, r, splat(1.333355815e-3f));
+  p = fma(p, r, splat(9.618129108e-3f));
+  p = fma(p, r, splat(5.550410866e-2f));
+  p = fma(p, r, splat(2.402265070e-1f));
+  p = fma(p, r, splat(6.931471806e-1f));
   p = fma(p, r, splat(1.0f));
   return scaled(p, n);
 }
