@@ -79,15 +79,16 @@ def kv_bytes_per_position(directory, item_size):
 
 
 def measure(engine, prompt, tokens, tau):
-    """One generation. seconds per pass and cycle, tokens per second, and Python's microseconds per cycle."""
+    """One generation. Seconds per cycle of its four parts, and tokens per second."""
     start = time.perf_counter()
     result = engine.generate(prompt, max_tokens=tokens, ignore_eos=True, num_speculative_tokens=tau)
     wall, stats = time.perf_counter() - start, result.stats
     judged = stats.num_accepted_draft_tokens + rejections(stats)
+    host = wall - stats.prefill_time - stats.draft_time - stats.verify_time - stats.sample_time
     return dict(
-        verify=stats.verify_time / stats.num_cycles, draft=stats.draft_time / stats.num_cycles, speed=stats.decode_tokens_per_second,
-        per_cycle=stats.mean_acceptance_length, alpha=stats.num_accepted_draft_tokens / judged if judged else float("nan"),
-        python=1e6 * (wall - stats.prefill_time - stats.draft_time - stats.verify_time) / stats.num_cycles,
+        draft=stats.draft_time / stats.num_cycles, verify=stats.verify_time / stats.num_cycles, sample=stats.sample_time / stats.num_cycles,
+        host=host / stats.num_cycles, speed=stats.decode_tokens_per_second, per_cycle=stats.mean_acceptance_length,
+        alpha=stats.num_accepted_draft_tokens / judged if judged else float("nan"),
         prompt_tokens=len(result.prompt_token_ids), tokens=list(result.token_ids))
 
 
@@ -108,23 +109,23 @@ def median(runs, key):
     return statistics.median(run[key] for run in runs)
 
 
-def report(options, runs, bandwidths, weight_bytes, kv_bytes):
+def report(runs, bandwidths, weight_bytes, kv_bytes):
     bandwidth, plain = statistics.median(bandwidths), runs[0]
-    position = median(plain, "prompt_tokens") + options.tokens / 2
+    position = median(plain, "prompt_tokens") + len(plain[0]["tokens"]) / 2
     rate = (weight_bytes + kv_bytes * position) * median(plain, "speed") / 1e9
-    print(f"`python bench/decode.py {' '.join(sys.argv[1:])}`, {datetime.date.today()}, {machine_name()}, "
-          f"{options.threads} threads, {options.repetitions} repetitions, medians\n")
+    print(f"\nContext {median(plain, 'prompt_tokens'):.0f}:\n")
     print(f"* read bandwidth {bandwidth:.1f} GB/s ({min(bandwidths):.1f} to {max(bandwidths):.1f})")
-    print(f"* plain {median(plain, 'speed'):.2f} tokens/s x {weight_bytes / 1e6:.0f} MB of weights = {rate:.1f} GB/s, "
+    print(f"* plain {median(plain, 'speed'):.2f} tokens/s x {(weight_bytes + kv_bytes * position) / 1e6:.0f} MB = {rate:.1f} GB/s, "
           f"{100 * rate / bandwidth:.0f} % of it")
     print(f"* outputs of all tau identical: {'yes' if same_outputs(runs) else 'NO'}\n")
-    print("| tau | rows M | verify ms | T(M)/T(1) | draft ms | tokens per cycle | alpha | tokens/s | speedup | Python us/cycle |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    print("| tau | rows M | draft ms | verify ms | sample ms | host ms | T(M)/T(1) | tokens per cycle | alpha | tokens/s | speedup |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for tau, all_runs in runs.items():
-        verify, speed = median(all_runs, "verify"), median(all_runs, "speed")
-        print(f"| {tau} | {tau + 1} | {1e3 * verify:.3f} | {verify / median(plain, 'verify'):.2f} | {1e3 * median(all_runs, 'draft'):.3f} "
-              f"| {median(all_runs, 'per_cycle'):.2f} | {median(all_runs, 'alpha'):.3f} | {speed:.2f} "
-              f"| {speed / median(plain, 'speed'):.2f} | {median(all_runs, 'python'):.1f} |")
+        draft, verify, sample, host = (f"{1e3 * median(all_runs, part):.3f}" for part in ("draft", "verify", "sample", "host"))
+        speed = median(all_runs, "speed")
+        print(f"| {tau} | {tau + 1} | {draft} | {verify} | {sample} | {host} | {median(all_runs, 'verify') / median(plain, 'verify'):.2f} "
+              f"| {median(all_runs, 'per_cycle'):.2f} | {median(all_runs, 'alpha'):.3f} | {speed:.2f} | {speed / median(plain, 'speed'):.2f} |",
+              flush=True)
 
 
 def same_outputs(runs):
@@ -151,23 +152,28 @@ def main():
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--dtype", choices=BYTES, default="bf16")
     parser.add_argument("--draft-dtype", choices=BYTES, help="by default that of the target")
-    parser.add_argument("--context", type=int, default=64, help="tokens of the prompt; not of the bundled pair's")
+    parser.add_argument("--context", type=int, nargs="+", default=[128], help="tokens of the prompt; not of the bundled pair's")
     options = parser.parse_args()
     taus = sorted({0, *options.tau})
 
     directory = demo_pair()[0].parent if options.pair == "demo" else planted_directory(options.pair, options.alpha)
-    prompts = PROMPTS if options.pair == "demo" else [np.random.RandomState(i).randint(3, 500, options.context).tolist() for i in range(3)]
-    bandwidth, bandwidths = Bandwidth(options.threads), []
-    runs = {tau: [] for tau in taus}
+    prompts = {0: PROMPTS} if options.pair == "demo" else {
+        context: [np.random.RandomState(i).randint(3, 500, context).tolist() for i in range(3)] for context in options.context}
+    bandwidth = Bandwidth(options.threads)
+    print(f"`python bench/decode.py {' '.join(sys.argv[1:])}`, {datetime.date.today()}, {machine_name()}, "
+          f"{options.threads} threads, {options.repetitions} repetitions, medians")
     with paceline.Engine(directory / "target", directory / "draft", num_speculative_tokens=max(taus), dtype=options.dtype,
-                         draft_dtype=options.draft_dtype or options.dtype, num_threads=options.threads) as engine:
-        engine.generate(prompts[0], max_tokens=8, ignore_eos=True)
-        for i in range(options.repetitions):
-            bandwidths.append(bandwidth.measure())
-            for tau in taus:
-                runs[tau].append(measure(engine, prompts[i % len(prompts)], options.tokens, tau))
-    report(options, runs, bandwidths, bytes_per_pass(directory / "target", options.dtype),
-           kv_bytes_per_position(directory / "target", 4 if options.dtype == "fp32" else 2))
+                         draft_dtype=options.draft_dtype or options.dtype, num_threads=options.threads,
+                         max_model_len=max(prompts) + options.tokens + 1 if max(prompts) else None) as engine:
+        engine.generate(prompts[max(prompts)][0][:64], max_tokens=8, ignore_eos=True)
+        for some in prompts.values():
+            bandwidths, runs = [], {tau: [] for tau in taus}
+            for i in range(options.repetitions):
+                bandwidths.append(bandwidth.measure())
+                for tau in taus:
+                    runs[tau].append(measure(engine, some[i % len(some)], options.tokens, tau))
+            report(runs, bandwidths, bytes_per_pass(directory / "target", options.dtype),
+                   kv_bytes_per_position(directory / "target", 4 if options.dtype == "fp32" else 2))
 
 
 if __name__ == "__main__":

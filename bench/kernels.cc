@@ -2,7 +2,8 @@
 // [--parts matrices,attention,sampling] [--dtypes bf16,int8] [--rows 1,8].
 //
 // T(M) is the time of all weight matrices of one pass over M rows of a 1.1B Llama geometry, each in its own memory, far more than
-// the caches hold. No pass can be faster than max(P b / B, 2 P M / F): P weights of b bytes (scales included), the read bandwidth B and
+// the caches hold. The last column says what share of a whole pass at a context of 2048 is anything else: attention, rotary
+// positions, writing keys and values. No pass can be faster than max(P b / B, 2 P M / F): P weights of b bytes (scales included), the read bandwidth B and
 // the rate F of the format's dot-product instruction, both measured between the repetitions.
 #include <cstdio>
 #include <cstdlib>
@@ -12,6 +13,7 @@
 
 #include "backend/backend.h"
 #include "backend/cpu/cpu_backend.h"
+#include "core/bfloat16.h"
 #include "core/tensor.h"
 #include "decode/rows.h"
 #include "probes.h"
@@ -21,7 +23,7 @@ using namespace paceline::bench;
 
 namespace {
 
-constexpr int kLayers = 22, kHidden = 2048, kHeads = 32, kKvHeads = 4, kHeadDim = 64, kIntermediate = 5632, kVocab = 32000;
+constexpr int kLayers = 22, kHidden = 2048, kHeads = 32, kKvHeads = 4, kHeadDim = 64, kIntermediate = 5632, kVocab = 32000, kContext = 2048;
 
 struct Options {
   int threads = 0, repetitions = 9;
@@ -52,10 +54,28 @@ Options parsed(int argc, char** argv) {
   return options;
 }
 
+// Keys and values of every layer, each in its own memory, and rotary tables.
+class Cache {
+ public:
+  Cache(Backend& backend, int context) : table_(context / kPagePositions), angles_(size_t(context) * kHeadDim / 2, 0.7f) {
+    std::iota(table_.begin(), table_.end(), 0);
+    for (int i = 0; i < kLayers; ++i)
+      for (auto* plane : {&keys_, &values_}) plane->push_back(backend.allocate(bytes()));
+  }
+  size_t bytes() const { return table_.size() * kPagePositions * kKvHeads * kHeadDim * sizeof(bf16); }  // of a layer's keys, and of its values
+  AttentionShape shape() const { return {kHeads, kKvHeads, kHeadDim, angles_.data(), angles_.data()}; }
+  KvLayer layer(int i) const { return {keys_[i].as<void>(), values_[i].as<void>(), table_.data(), int(table_.size()), DType::bf16}; }
+
+ private:
+  std::vector<int32_t> table_;
+  std::vector<float> angles_;
+  std::vector<Buffer> keys_, values_;
+};
+
 // All weight matrices of the model in one format. Values are random once and the same in every layer: time does not depend on them.
 class Matrices {
  public:
-  Matrices(Backend& backend, DType dtype) : backend_(backend), norm_(std::max(kHidden, kIntermediate), 1.0f) {
+  Matrices(Backend& backend, DType dtype) : backend_(backend), cache_(backend, kContext), norm_(std::max(kHidden, kIntermediate), 1.0f) {
     std::mt19937 random(1);
     for (int i = 0; i < 1 << 20; ++i) values_.push_back(float(int(random() % 65536) - 32768) * 1e-6f);
     while (values_.size() < size_t(kVocab) * kHidden) values_.insert(values_.end(), values_.begin(), values_.begin() + (1 << 20));
@@ -72,17 +92,24 @@ class Matrices {
   size_t bytes() const { return bytes_; }
   double weights() const { return weights_; }
 
-  // One pass of `count` rows; attention is left out.
-  double seconds(int count) {
+  // One pass of `count` rows at the end of a context, or, without one, its matrices alone.
+  double seconds(int count, int context) {
     RowsBuffer buffer(backend_, count);
-    std::vector<int32_t> zero(count, 0);
-    buffer.fill(zero, zero, zero);
+    std::vector<int32_t> zero(count, 0), position(count);
+    std::iota(position.begin(), position.end(), std::max(context - count, 0));
+    buffer.fill(zero, position, zero);
     const Rows rows = buffer.rows();
-    x_.resize(size_t(count) * kVocab), y_.resize(size_t(count) * kVocab);
+    x_.resize(size_t(count) * kVocab), y_.resize(size_t(count) * kVocab), qkv_out_.resize(size_t(count) * (kHeads + 2 * kKvHeads) * kHeadDim);
     for (size_t i = 0; i < size_t(count) * kIntermediate; ++i) x_[i] = float(int(i % 37) - 18) * 0.1f;
     const double start = now();
     for (int i = 0; i < kLayers; ++i) {
-      backend_.norm_head(rows, x_.data(), kHidden, norm_.data(), 1e-5f, *qkv_[i], (kHeads + 2 * kKvHeads) * kHeadDim, y_.data());
+      if (context) {
+        backend_.norm_qkv_rope_write(rows, x_.data(), kHidden, {qkv_[i].get(), norm_.data(), nullptr, nullptr, nullptr, 1e-5f}, cache_.shape(),
+                                     cache_.layer(i), qkv_out_.data());
+        backend_.attention(rows, qkv_out_.data(), cache_.shape(), cache_.layer(i), y_.data());
+      } else {
+        backend_.norm_head(rows, x_.data(), kHidden, norm_.data(), 1e-5f, *qkv_[i], (kHeads + 2 * kKvHeads) * kHeadDim, qkv_out_.data());
+      }
       backend_.linear_residual(rows, x_.data(), kHeads * kHeadDim, *output_[i], nullptr, y_.data(), kHidden);
       backend_.norm_gate_up(rows, x_.data(), kHidden, norm_.data(), 1e-5f, *gate_up_[i], kIntermediate, y_.data());
       backend_.linear_residual(rows, x_.data(), kIntermediate, *down_[i], nullptr, y_.data(), kHidden);
@@ -101,7 +128,8 @@ class Matrices {
   }
 
   Backend& backend_;
-  std::vector<float> values_, norm_, x_, y_;
+  Cache cache_;
+  std::vector<float> values_, norm_, x_, y_, qkv_out_;
   std::vector<std::unique_ptr<PackedMatrix>> qkv_, output_, gate_up_, down_;
   std::unique_ptr<PackedMatrix> head_;
   size_t bytes_ = 0;
@@ -113,21 +141,22 @@ void report(const std::string& name, Backend& backend, int threads, const Option
   Matrices matrices(backend, dtype);
   const Bandwidth bandwidth(threads);
   std::vector<double> b, f;
-  std::vector<std::vector<double>> t(options.rows.size());
+  std::vector<std::vector<double>> t(options.rows.size()), whole(options.rows.size());
   for (int repetition = 0; repetition < options.repetitions; ++repetition)
     for (size_t i = 0; i < options.rows.size(); ++i) {
       b.push_back(bandwidth.measure());
       f.push_back(peak(dtype, threads));
-      t[i].push_back(matrices.seconds(options.rows[i]));
+      t[i].push_back(matrices.seconds(options.rows[i], 0));
+      whole[i].push_back(matrices.seconds(options.rows[i], kContext));
     }
   const double B = median(b), F = median(f), P = matrices.weights(), gigabytes = double(matrices.bytes()) / 1e9;
   std::printf("\n**%s**: %.2f GB, B = %.1f GB/s, F = %.0f GFLOP/s\n\n", name.c_str(), gigabytes, B, F);
-  std::printf("| M | T(M) ms | T(M)/T(1) | GB/s | GFLOP/s | limit ms | T over limit |\n| --- | --- | --- | --- | --- | --- | --- |\n");
+  std::printf("| M | T(M) ms | T(M)/T(1) | GB/s | GFLOP/s | limit ms | T over limit | else at 2k |\n| --- | --- | --- | --- | --- | --- | --- | --- |\n");
   for (size_t i = 0; i < options.rows.size(); ++i) {
     const double seconds = median(t[i]), flops = 2 * P * options.rows[i] / 1e9;
     const double limit = std::max(gigabytes / B, F > 0 ? flops / F : 0);
-    std::printf("| %d | %.2f | %.2f | %.1f | %.0f | %.2f | %.2f |\n", options.rows[i], seconds * 1e3, seconds / median(t[0]),
-                gigabytes / seconds, flops / seconds, limit * 1e3, seconds / limit);
+    std::printf("| %d | %.2f | %.2f | %.1f | %.0f | %.2f | %.2f | %.1f %% |\n", options.rows[i], seconds * 1e3, seconds / median(t[0]),
+                gigabytes / seconds, flops / seconds, limit * 1e3, seconds / limit, 100 * (1 - seconds / median(whole[i])));
   }
   std::fflush(stdout);
 }
@@ -144,29 +173,23 @@ double timed(int repetitions, Body body) {
   return median(seconds);
 }
 
-// The attention of all layers, for rows at the end of a context; keys and values of every layer are their own memory.
+// The attention of all layers, for rows at the end of a context.
 void report_attention(Backend& backend, int threads, const Options& options) {
   const Bandwidth bandwidth(threads);
   std::printf("\n**attention**, all %d layers, bf16 keys and values, B = %.1f GB/s\n\n", kLayers, bandwidth.measure());
   std::printf("| context | M | ms | GB/s |\n| --- | --- | --- | --- |\n");
   for (int context : {128, 2048, 8192})
     for (int count : {1, 4, 8, 16}) {
-      const int pages = context / kPagePositions, row = (kHeads + 2 * kKvHeads) * kHeadDim;
-      std::vector<int32_t> table(pages), zero(count, 0), position(count);
-      std::iota(table.begin(), table.end(), 0);
+      const Cache cache(backend, context);
+      std::vector<int32_t> zero(count, 0), position(count);
       std::iota(position.begin(), position.end(), context - count);
-      std::vector<Buffer> keys, values;
-      const size_t bytes = size_t(pages) * kKvHeads * kPagePositions * kHeadDim * 2;
-      for (int i = 0; i < kLayers; ++i) keys.push_back(backend.allocate(bytes)), values.push_back(backend.allocate(bytes));
       RowsBuffer rows(backend, count);
       rows.fill(zero, position, zero);
-      std::vector<float> qkv(size_t(count) * row, 0.1f), out(size_t(count) * kHeads * kHeadDim);
+      std::vector<float> qkv(size_t(count) * (kHeads + 2 * kKvHeads) * kHeadDim, 0.1f), out(size_t(count) * kHeads * kHeadDim);
       const double seconds = timed(options.repetitions, [&] {
-        for (int i = 0; i < kLayers; ++i)
-          backend.attention(rows.rows(), qkv.data(), {kHeads, kKvHeads, kHeadDim, nullptr, nullptr},
-                            {keys[i].as<void>(), values[i].as<void>(), table.data(), pages, DType::bf16}, out.data());
+        for (int i = 0; i < kLayers; ++i) backend.attention(rows.rows(), qkv.data(), cache.shape(), cache.layer(i), out.data());
       });
-      std::printf("| %d | %d | %.3f | %.1f |\n", context, count, seconds * 1e3, 2.0 * bytes * kLayers / seconds / 1e9);
+      std::printf("| %d | %d | %.3f | %.1f |\n", context, count, seconds * 1e3, 2.0 * cache.bytes() * kLayers / seconds / 1e9);
     }
 }
 

@@ -110,7 +110,7 @@ def word_tokenizer(vocab):
                       for i in range(FIRST_ID)])
 
 
-def write_pair(out, *, vocab, target, draft, alpha, seed=0, context=4096):
+def write_pair(out, *, vocab, target, draft, alpha, seed=0, context=16384):
     """OUT/target and OUT/draft, bf16. alpha: share of ids after which both agree, in [0, 1]."""
     if not 0.0 <= alpha <= 1.0:
         raise ValueError(f"alpha must be in [0, 1], got {alpha}")
@@ -139,7 +139,7 @@ def main():
     parser.add_argument("--target", type=geometry, help="layers=,hidden=,heads=,kv_heads=,ffn=[,head_dim=]; replaces the preset's")
     parser.add_argument("--draft", type=geometry, help="the same for the draft")
     parser.add_argument("--vocab", type=int, help="replaces the preset's")
-    parser.add_argument("--context", type=int, default=4096)
+    parser.add_argument("--context", type=int, default=16384)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     preset = PRESETS[options.preset]

@@ -40,7 +40,8 @@ class Cycle {
   const float* top_logprobs(int slot, int i) const { return top_logprobs_.data() + (size_t(slot) * width_ + i) * kMaxTopLogprobs; }
   const uint64_t* row_hashes(int slot) const { return row_hashes_.data() + size_t(slot) * width_; }  // debug only
   double draft_seconds() const { return 1e-9 * double(stamps_[1] - stamps_[0]); }
-  double verify_seconds() const { return 1e-9 * double(stamps_[3] - stamps_[1]); }
+  double verify_seconds() const { return 1e-9 * double(stamps_[2] - stamps_[1]); }
+  double sample_seconds() const { return 1e-9 * double(stamps_[3] - stamps_[2]); }
 
   const Limits& limits() const { return limits_; }
   size_t workspace_bytes() const;

@@ -249,6 +249,7 @@ void Scheduler::commit(Sequence& sequence, std::vector<Output>& outputs) {
   stats.count_cycle(output.tau, output.accepted, kept);
   stats.draft_time += cycle_.draft_seconds();
   stats.verify_time += cycle_.verify_seconds();
+  stats.sample_time += cycle_.sample_seconds();
 
   sequence.tokens.insert(sequence.tokens.end(), output.tokens.begin(), output.tokens.end());
   sequence.target_cached = result.target_cached;

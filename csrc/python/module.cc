@@ -185,6 +185,7 @@ void bind_requests(py::module_& m) {
       .def_readonly("time_to_first_token", &RequestStats::time_to_first_token)
       .def_readonly("draft_time", &RequestStats::draft_time)
       .def_readonly("verify_time", &RequestStats::verify_time)
+      .def_readonly("sample_time", &RequestStats::sample_time)
       .def_readonly("decode_time", &RequestStats::decode_time);
 
   py::class_<Output>(m, "Output")

@@ -104,6 +104,7 @@ class RequestStats:
     time_to_first_token: float
     draft_time: float
     verify_time: float
+    sample_time: float
     decode_time: float
 
 @final

@@ -39,7 +39,9 @@ class Stats:
     """From the request to its first token, waiting included; the mean when there are several requests."""
     draft_time: float
     verify_time: float
-    """The target's passes and the acceptance after them. A cycle that serves several requests counts for each of them."""
+    """The target's passes. A cycle that serves several requests counts for each of them."""
+    sample_time: float
+    """Choosing tokens from the target's rows and judging the drafts; for the draft's own tokens that is part of draft_time."""
     decode_time: float
     """From the first token to the last."""
 
@@ -65,7 +67,7 @@ class Stats:
             num_accepted_draft_tokens=core.num_accepted_draft_tokens, drafted_per_position=tuple(core.drafted_per_position),
             accepted_per_position=tuple(core.accepted_per_position), prefill_time=core.prefill_time,
             time_to_first_token=core.time_to_first_token / max(1, core.num_requests), draft_time=core.draft_time, verify_time=core.verify_time,
-            decode_time=core.decode_time)
+            sample_time=core.sample_time, decode_time=core.decode_time)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

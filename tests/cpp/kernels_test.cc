@@ -1,9 +1,11 @@
 // Every forward operation against its oracle in double (tests/reference), on every instruction level of this machine, in fp32
 // and bf16, over the shapes where loops end: one row to several tiles, widths off the grid of 16, contexts around the ends
 // of pages and of page groups. Tolerances come from the oracles themselves. Bits are the business of invariance_test.
+#include <sched.h>
 #include <xmmintrin.h>
 
 #include <atomic>
+#include <set>
 
 #include "backend/cpu/thread_pool.h"
 #include "cpp/forward_pieces.h"
@@ -344,6 +346,26 @@ TEST(the_pool_runs_every_thread_once_and_its_barrier_holds) {
     for (int thread = 0; thread < threads; ++thread) CHECK(seen[thread] == 300 && late[thread] == 0, threads, " threads");
   }
   CHECK(cpu::ThreadPool(0).num_threads() == cpu::ThreadPool::usable_threads());
+}
+
+// On one core the pool has nobody to pin; then the test says less.
+TEST(a_pool_of_all_cores_gives_each_thread_one_wherever_the_caller_goes) {
+  cpu_set_t callers, one;
+  CHECK(sched_getaffinity(0, sizeof callers, &callers) == 0);
+  cpu::ThreadPool pool(CPU_COUNT(&callers));
+  std::vector<int> cpu_of(pool.num_threads());
+  for (int round = 0; round < 20; ++round)
+    for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+      if (!CPU_ISSET(cpu, &callers)) continue;
+      CPU_ZERO(&one);
+      CPU_SET(cpu, &one);
+      sched_setaffinity(0, sizeof one, &one);
+      pool.run([&](int thread, int) { cpu_of[thread] = sched_getcpu(); });
+      CHECK(cpu_of[0] == cpu);
+      CHECK(std::set<int>(cpu_of.begin(), cpu_of.end()).size() == cpu_of.size(), "caller on core ", cpu);
+    }
+  CHECK(sched_getaffinity(0, sizeof one, &one) == 0 && CPU_COUNT(&one) == 1, "the caller's affinity is the caller's");
+  sched_setaffinity(0, sizeof callers, &callers);
 }
 
 TEST(an_unknown_level_or_thread_count_is_refused_by_name) {

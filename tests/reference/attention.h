@@ -6,7 +6,7 @@
 namespace paceline::reference {
 
 // q: [Dh] as it enters the scores. keys, values: [positions][Dh] as the pages hold them. With bf16 values the weights are rounded to
-// bf16 as well, each relative to the highest score among the 64 positions of its page.
+// bf16 as well, each relative to the highest score from the start of its group of eight pages to the end of its page.
 inline std::vector<Near> attention(const std::vector<Near>& q, const std::vector<std::vector<double>>& keys,
                                    const std::vector<std::vector<double>>& values, bool rounds_weights) {
   const size_t positions = keys.size(), head_dim = q.size();
@@ -20,7 +20,8 @@ inline std::vector<Near> attention(const std::vector<Near>& q, const std::vector
   const double highest = std::max_element(scores.begin(), scores.end(), is_less)->value;
   Near sum;
   for (size_t page = 0; page < positions; page += 64) {
-    const auto first = scores.begin() + page, last = scores.begin() + std::min(page + 64, positions), top = std::max_element(first, last, is_less);
+    const auto first = scores.begin() + page, last = scores.begin() + std::min(page + 64, positions);
+    const auto top = std::max_element(scores.begin() + page / 512 * 512, last, is_less);
     // Softmax does not depend on what is subtracted, so the error of a maximum is none of the sums': only of what is rounded.
     const Near share = exponential(exactly(top->value - highest));
     for (auto score = first; score != last; ++score) {

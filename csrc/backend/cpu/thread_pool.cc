@@ -40,6 +40,13 @@ int cgroup_quota() {
   return int((quota + period - 1) / period);
 }
 
+void pin_to(std::thread& thread, int cpu) {
+  cpu_set_t one;
+  CPU_ZERO(&one);
+  CPU_SET(cpu, &one);
+  pthread_setaffinity_np(thread.native_handle(), sizeof one, &one);  // a wish: where it is refused the thread stays where it may be
+}
+
 // Threads made in this scope take no signals: those belong to the program we live in.
 class NoSignals {
  public:
@@ -64,7 +71,6 @@ int ThreadPool::usable_threads() {
   return std::max(1, quota ? std::min(count, quota) : count);
 }
 
-// Workers are not pinned: nobody can pin the caller, and a worker bound to the core the caller happens to be on cannot move away.
 ThreadPool::ThreadPool(int num_threads) : process_(getpid()) {
   const int count = num_threads > 0 ? num_threads : usable_threads();
   const NoSignals quiet;
@@ -76,6 +82,25 @@ ThreadPool::ThreadPool(int num_threads) : process_(getpid()) {
     throw CapacityError(message("[Engine] num_threads: the system gave ", made + 1, " of ", count, " threads: ", error.what()));
   }
   num_threads_ = count;
+  pin();
+}
+
+// Where the threads are as many as the cores this process may use, each worker gets one of its own. With fewer threads the system finds
+// better places than we could: other processes would pin theirs to the same cores.
+void ThreadPool::pin() {
+  cpu_set_t set;
+  if (workers_.empty() || sched_getaffinity(0, sizeof set, &set) != 0 || CPU_COUNT(&set) != num_threads_) return;
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu)
+    if (CPU_ISSET(cpu, &set)) cpus_.push_back(cpu);
+  for (int thread = 1; thread < num_threads_; ++thread) pin_to(workers_[thread - 1], cpus_[thread]);
+}
+
+// The caller is not ours to pin, and wherever it turns up it is needed there: the worker of that core takes the one it left.
+void ThreadPool::make_way() {
+  const auto here = std::find(cpus_.begin(), cpus_.end(), sched_getcpu());
+  if (here == cpus_.begin() || here == cpus_.end()) return;
+  std::swap(*here, cpus_[0]);
+  pin_to(workers_[here - cpus_.begin() - 1], *here);
 }
 
 ThreadPool::~ThreadPool() { stop(); }
@@ -96,6 +121,7 @@ void ThreadPool::run_all(Call call, void* context) {
   const FloatMode mode;
   const uint32_t others = uint32_t(workers_.size());
   if (others) {
+    make_way();
     call_ = call;
     context_ = context;
     finished_.store(0, std::memory_order_relaxed);

@@ -39,10 +39,13 @@ class ThreadPool {
   void run_all(Call call, void* context);
   void work(int thread);
   void stop();
+  void pin();
+  void make_way();
 
   int num_threads_ = 1;
   int process_;  // that made the threads: a forked child has none of them to wait for
   std::vector<std::thread> workers_;
+  std::vector<int> cpus_;  // of the threads, the caller's where it was last seen; empty: nobody is pinned
   Call call_ = nullptr;
   void* context_ = nullptr;
   alignas(64) std::atomic<uint32_t> started_{0};   // counts calls; workers wait for it to change

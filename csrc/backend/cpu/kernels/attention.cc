@@ -4,8 +4,8 @@
 //
 // Traffic   2 Dh (position + 1) values per KV head: a page is fetched once for up to kTaskQueries queries (rows x heads)
 // Rounding  with bf16 keys and values the queries and the weights 2^(score - maximum) are rounded to bf16 as well; sums are fp32
-// Order     a page is reduced from position 0 up; pages are merged in ascending order inside groups of eight, groups in
-//           ascending order. All of it is fixed by absolute positions: who computes which group cannot change a bit.
+// Order     a group of eight pages is reduced from its first position up, page after page; groups are merged in ascending
+//           order. All of it is fixed by absolute positions: who computes which group cannot change a bit.
 // Masking   whatever lies beyond the row's position, in a score vector or a pair of values, is dropped before it is used.
 // Source    online softmax, Milakov and Gimelshein 2018 (arXiv:1805.02867). Oracle: tests/reference/attention.h
 #include "backend/cpu/kernels/kernels.h"
@@ -133,29 +133,31 @@ void scores_of(const Query* query, const char* keys, const char* next_keys, int 
     for (int v = 0; v < V; ++v) store(scores[i] + first + v * kLanes, sum[i][v]);
 }
 
-// Turn `visible` scores into weights 2^(score - maximum), in place, and start the page's state with their maximum and sum.
-template <class Kv>
-void soften(float* scores, int visible, float scale, State& page) {
-  F32 highest = splat(-__builtin_inff()), sum = splat(0.0f);
-  for (int i = 0; i < visible; i += kLanes) {
-    const F32 scaled = load(scores + i) * splat(scale);
-    store(scores + i, scaled);
-    highest = max(highest, select_first(visible - i, scaled, splat(-__builtin_inff())));
+// Turn `visible` scores into weights 2^(score - maximum), in place, where the maximum is that of the group so far, and add them to the
+// state's sum. Returns what the state's values so far are to be multiplied with.
+template <class Kv, bool IsWhole>
+float soften(float* scores, int visible, float scale, State& state) {
+  constexpr int kVectorsOfPage = kPage / kLanes;
+  const auto seen = [visible](int v, F32 a, float otherwise) { return IsWhole ? a : select_first(visible - v * kLanes, a, splat(otherwise)); };
+  F32 scaled[kVectorsOfPage], weight[kVectorsOfPage];
+  for (int v = 0; v < kVectorsOfPage; ++v) scaled[v] = seen(v, load(scores + v * kLanes) * splat(scale), -__builtin_inff());
+  const float page = max_of(max(max(scaled[0], scaled[1]), max(scaled[2], scaled[3])));
+  const float maximum = page > state.maximum ? page : state.maximum;
+  for (int v = 0; v < kVectorsOfPage; ++v) {
+    weight[v] = seen(v, exp2_of(scaled[v] - splat(maximum)), 0.0f);
+    Kv::store_weights(scores, v * kLanes, weight[v]);
   }
-  page.maximum = max_of(highest);
-  for (int i = 0; i < visible; i += kLanes) {
-    const F32 weight = select_first(visible - i, exp2_of(load(scores + i) - splat(page.maximum)), splat(0.0f));
-    Kv::store_weights(scores, i, weight);
-    sum = sum + weight;
-  }
-  page.sum = sum_of(sum);
+  const float keep = state.sum == 0.0f ? 0.0f : first_of(exp2_of(splat(state.maximum - maximum)));
+  state.maximum = maximum;
+  state.sum = state.sum * keep + sum_of((weight[0] + weight[1]) + (weight[2] + weight[3]));
+  return keep;
 }
 
-// out = sum over visible positions of weight x value, in ascending order, for V vectors of the head from d; V = 1 may be the last,
-// narrower one. Positions below `common` are visible to every query.
+// out = keep x out + sum over visible positions of weight x value, in ascending order, for V vectors of the head from d; V = 1 may be
+// the last, narrower one. Positions below `common` are visible to every query.
 template <class Kv, int Q, int V>
 void weigh_columns(const int* visible, int common, int longest, const float (*weights)[kPage], const char* values,
-                   const char* next_values, int head_dim, int d, State* pages) {
+                   const char* next_values, int head_dim, int d, const float* keep, State* states) {
   constexpr int kPositions = Kv::kPositions;
   const int width = head_dim - d;
   const auto value_at = [&](int step, int v) {
@@ -164,7 +166,7 @@ void weigh_columns(const int* visible, int common, int longest, const float (*we
   };
   F32 sum[Q][V], value[V];
   for (int i = 0; i < Q; ++i)
-    for (int v = 0; v < V; ++v) sum[i][v] = splat(0.0f);
+    for (int v = 0; v < V; ++v) sum[i][v] = load(states[i].out + d + v * kLanes) * splat(keep[i]);
   for (int step = 0; step < common / kPositions; ++step) {
     for (int v = 0; v < V; ++v) value[v] = value_at(step, v);
     for (int i = 0; i < Q; ++i)
@@ -179,7 +181,7 @@ void weigh_columns(const int* visible, int common, int longest, const float (*we
     }
   }
   for (int i = 0; i < Q; ++i)
-    for (int v = 0; v < V; ++v) store(pages[i].out + d + v * kLanes, sum[i][v]);
+    for (int v = 0; v < V; ++v) store(states[i].out + d + v * kLanes, sum[i][v]);
 }
 
 // a becomes the softmax over both ranges; b comes after a.
@@ -199,9 +201,9 @@ void merge(State& a, const State& b, int head_dim) {
   for (int d = 0; d < head_dim; d += kLanes) store(a.out + d, load(a.out + d) * keep + load(b.out + d) * take);
 }
 
-// One page for Q queries, merged into their groups' states.
+// One page for Q queries, added to their groups' states.
 template <class Kv, int Q>
-void visit(const AttentionTask& task, const Query* query, int page, int next_page, bool fetches, float scale, State* groups) {
+void visit(const AttentionTask& task, const Query* query, int page, int next_page, bool fetches, float scale, State* states) {
   const size_t at = size_t(task.pages[page]) * task.page_bytes, next = size_t(task.pages[next_page]) * task.page_bytes;
   const char *keys = task.keys + at, *values = task.values + at;
   const char *next_keys = fetches ? task.keys + next : nullptr, *next_values = fetches ? task.values + next : nullptr;
@@ -214,28 +216,30 @@ void visit(const AttentionTask& task, const Query* query, int page, int next_pag
   }
   if (longest == 0) return;
   alignas(64) float scores[Q][kPage];
-  State pages[Q];
+  float keep[Q];
   int first = 0;
   for (; longest - first > (kVectors - 1) * kLanes; first += kVectors * kLanes)
     scores_of<Kv, Q, kVectors>(query, keys, next_keys, task.head_dim, first, scores);
   for (; first < longest; first += kLanes) scores_of<Kv, Q, 1>(query, keys, next_keys, task.head_dim, first, scores);
   for (int i = 0; i < Q; ++i) {
-    if (visible[i]) soften<Kv>(scores[i], visible[i], scale, pages[i]);
-    else pages[i].sum = 0.0f;
+    if (visible[i] == kPage) keep[i] = soften<Kv, true>(scores[i], kPage, scale, states[i]);
+    else keep[i] = visible[i] ? soften<Kv, false>(scores[i], visible[i], scale, states[i]) : 1.0f;
   }
   int d = 0;
   for (; task.head_dim - d >= kVectors * kLanes; d += kVectors * kLanes)
-    weigh_columns<Kv, Q, kVectors>(visible, common, longest, scores, values, next_values, task.head_dim, d, pages);
+    weigh_columns<Kv, Q, kVectors>(visible, common, longest, scores, values, next_values, task.head_dim, d, keep, states);
   for (; d < task.head_dim; d += kLanes)
-    weigh_columns<Kv, Q, 1>(visible, common, longest, scores, values, next_values, task.head_dim, d, pages);
-  for (int i = 0; i < Q; ++i) merge(groups[i], pages[i], task.head_dim);
+    weigh_columns<Kv, Q, 1>(visible, common, longest, scores, values, next_values, task.head_dim, d, keep, states);
 }
 
 // The pages of one group that some query sees, in ascending order.
 template <class Kv>
 void group_states(const AttentionTask& task, const Queries& queries, int group, State* states) {
   const float scale = 1.44269504f / __builtin_sqrtf(float(task.head_dim));  // scores are exponents of 2
-  for (int i = 0; i < queries.count; ++i) states[i].sum = 0.0f;
+  for (int i = 0; i < queries.count; ++i) {
+    states[i].maximum = -__builtin_inff(), states[i].sum = 0.0f;
+    for (int d = 0; d < task.head_dim; d += kLanes) store(states[i].out + d, splat(0.0f));
+  }
   const int first = group * kGroupPages, last = queries.last_position / kPage;
   for (int page = first; page < first + kGroupPages && page <= last; ++page) {
     const int next = page < last ? page + 1 : page;
