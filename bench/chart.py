@@ -1,44 +1,47 @@
 """The medians that peers.py saved, as a bar chart.
 
-    python bench/chart.py MEDIANS.json docs/peers.svg
+    python bench/chart.py MEDIANS.json [MEDIANS.json ...] docs/peers.svg
 """
 
 import json
 import pathlib
 import sys
 
-WIDTH, BAR, GAP, GROUP_GAP, LEFT, TOP = 760, 22, 6, 26, 170, 64
-SERIES = [("llama.cpp, plain", "#b9b9b9"), ("llama.cpp, best speculative", "#8c8c8c"), ("Paceline, plain", "#8fb8de"), ("Paceline, speculative", "#1f5fa8")]
+WIDTH, BAR, GAP, GROUP_GAP, LEFT, TOP = 760, 20, 5, 24, 70, 64
+COLOURS = {"llama.cpp": ("#c9c9c9", "#9b9b9b"), "OpenVINO": ("#d9c7a8", "#b8975a"), "ours": ("#8fb8de", "#1f5fa8")}
+NAMES = {"ours": "Paceline"}
 
 
-def speeds(medians):
-    """Tokens per second in the order of SERIES."""
-    def best(workers, plain):
-        return max(1 / seconds for answers in workers.values() for name, seconds in answers.items()
-                   if (name == "plain" if plain else name.startswith("tau")))
+def bars(engines):
+    """(label, colour, tokens per second): plain and best speculative of every engine, each with the best of its drafts."""
+    for engine in (name for name in COLOURS if name in engines):
+        answers = [answer for worker in engines[engine].values() for answer in worker.items()]
+        plain = max(1 / seconds for name, seconds in answers if name == "plain")
+        fast, tau = max((1 / seconds, name) for name, seconds in answers if name.startswith("tau"))
+        name = NAMES.get(engine, engine)
+        yield f"{name}, plain", COLOURS[engine][0], plain
+        yield f"{name}, speculative ({tau})", COLOURS[engine][1], fast
 
-    return [best(medians[who], plain) for who in ("llama.cpp", "ours") for plain in (True, False)]
 
-
-def svg(saved):
-    groups = {precision: speeds(medians) for precision, medians in saved["medians"].items()}
-    longest = max(max(values) for values in groups.values())
-    height = TOP + len(groups) * (len(SERIES) * (BAR + GAP) + GROUP_GAP) + 10
+def svg(runs):
+    groups = {precision: list(bars(engines)) for run in runs for precision, engines in run["medians"].items()}
+    longest = max(value for group in groups.values() for _, _, value in group)
+    height = TOP + sum(len(group) * (BAR + GAP) + GROUP_GAP for group in groups.values())
     parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" font-family="sans-serif" font-size="13">',
              f'<rect width="{WIDTH}" height="{height}" fill="white"/>',
-             f'<text x="16" y="26" font-size="16" font-weight="bold">Tokens per second, 1.1B target, {saved["threads"]} threads of an {saved["machine"]}</text>',
-             f'<text x="16" y="46" fill="#555">draft of 0.1B, planted acceptance 0.8, greedy; medians of interleaved runs, {saved["date"]}</text>']
+             f'<text x="16" y="26" font-size="16" font-weight="bold">Tokens per second, 1.1B target, {runs[0]["threads"]} threads of an {runs[0]["machine"]}</text>',
+             f'<text x="16" y="46" fill="#555">draft of 0.1B, planted acceptance 0.8, greedy; medians of interleaved runs, {runs[0]["date"]}</text>']
     y = TOP
-    for precision, values in groups.items():
-        parts.append(f'<text x="16" y="{y + 2 * (BAR + GAP)}" font-size="15" font-weight="bold">{precision}</text>')
-        for (name, colour), value in zip(SERIES, values, strict=True):
-            length = (WIDTH - LEFT - 250) * value / longest
-            parts.append(f'<rect x="{LEFT - 90}" y="{y}" width="{length:.1f}" height="{BAR}" fill="{colour}"/>')
-            parts.append(f'<text x="{LEFT - 82 + length:.1f}" y="{y + 16}">{value:.0f}  {name}</text>')
+    for precision, group in groups.items():
+        parts.append(f'<text x="16" y="{y + len(group) * (BAR + GAP) / 2}" font-size="15" font-weight="bold">{precision}</text>')
+        for label, colour, value in group:
+            length = (WIDTH - LEFT - 260) * value / longest
+            parts.append(f'<rect x="{LEFT}" y="{y}" width="{length:.1f}" height="{BAR}" fill="{colour}"/>')
+            parts.append(f'<text x="{LEFT + 8 + length:.1f}" y="{y + 15}">{value:.0f}  {label}</text>')
             y += BAR + GAP
         y += GROUP_GAP
     return "\n".join([*parts, "</svg>", ""])
 
 
 if __name__ == "__main__":
-    pathlib.Path(sys.argv[2]).write_text(svg(json.loads(pathlib.Path(sys.argv[1]).read_text())))
+    pathlib.Path(sys.argv[-1]).write_text(svg([json.loads(pathlib.Path(path).read_text()) for path in sys.argv[1:-1]]))

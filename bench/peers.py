@@ -1,16 +1,16 @@
-"""This engine beside llama.cpp on the same planted pair: plain decoding, passes of M rows, speculation, prefill.
+"""This engine beside llama.cpp, OpenVINO and transformers on the same planted pair: plain decoding, passes of M rows, speculation, prefill.
 
     python bench/peers.py                        all precisions; makes what it needs in build/peers
     python bench/peers.py --precision int8 --repetitions 3
 
-llama.cpp comes as the source package of llama-cpp-python, compiled for this machine into an environment of its own (ten minutes,
-once). Every engine is a process that answers one question at a time (peer_workers/) and sleeps otherwise; questions go round in
-turns, so that a disturbance of the machine meets all of them. Medians and their ratios, as Markdown.
+llama.cpp comes as the source package of llama-cpp-python, compiled for this machine into an environment of its own (ten minutes, once).
+Every engine is a process that answers one question at a time (peer_workers/) and sleeps otherwise; questions go round in turns, so that
+a disturbance of the machine meets all of them. Medians, and medians of the ratios of neighbouring answers, as Markdown. transformers
+computes in bf16 only.
 """
 
 import argparse
 import datetime
-import itertools
 import json
 import os
 import pathlib
@@ -22,31 +22,59 @@ import venv
 import numpy as np
 
 HERE = pathlib.Path(__file__).resolve().parent
+WORKERS = HERE / "peer_workers"
 sys.path.insert(0, str(HERE))
 
 from decode import machine_name, planted_directory  # noqa: E402
 
-REQUIREMENTS = ["llama-cpp-python==0.3.36", "gguf", "numpy"]
-LIKE = {"bf16": "bf16", "int8": "q8_0", "int4": "q4_0"}  # this engine's format: llama.cpp's
+# Packages of each environment. torchvision only comes along with optimum-intel, and breaks beside another build of torch.
+PEERS = ["llama-cpp-python==0.3.36", "gguf", "numpy", "torch==2.13.0", "transformers==5.23.0"]
+OPENVINO = ["openvino-genai", "openvino-tokenizers", "optimum-intel", "torch==2.13.0"]
+LLAMA_CPP = {"bf16": "bf16", "int8": "q8_0", "int4": "q4_0"}  # this engine's format: theirs
+OPENVINO_FORMATS = {"bf16": "fp16", "int8": "int8", "int4": "int4"}
 ROWS = [1, 2, 4, 8, 16]
 TAUS = [2, 3, 4, 5, 7]
+BATCH = 4
 
 
-def peers_python(directory):
-    """The interpreter of an environment that has the peers."""
+def environment(directory, packages, unwanted=()):
+    """The interpreter of an environment that has the packages."""
     python = directory / "bin/python"
     if not (directory / "installed").exists():
         venv.create(directory, with_pip=True, clear=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-binary", "llama-cpp-python", *REQUIREMENTS], check=True,
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-binary", "llama-cpp-python", *packages], check=True,
                        env=os.environ | {"CMAKE_ARGS": "-DGGML_NATIVE=ON -DLLAMA_CURL=OFF"})
+        for package in unwanted:
+            subprocess.run([python, "-m", "pip", "uninstall", "--quiet", "--yes", package], check=True)
         (directory / "installed").touch()
     return python
 
 
+def quietly(*command):
+    done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(done.args)}:\n{done.stdout[-3000:]}")
+
+
+def exported(python, checkpoint, weight_format):
+    """A directory for openvino-genai, made from the checkpoint where it is missing."""
+    out = checkpoint.parent / "openvino" / f"{checkpoint.name}.{weight_format}"
+    if not (out / "done").exists():
+        groups = ["--group-size", "64", "--ratio", "1.0", "--sym"] if weight_format == "int4" else []
+        quietly(python.parent / "optimum-cli", "export", "openvino", "--model", checkpoint, "--task", "text-generation-with-past",
+                "--weight-format", weight_format, *groups, out)
+        (out / "done").touch()
+    return out
+
+
 class Worker:
+    """An engine in a process of its own. Its first line says what can be asked of it."""
+
     def __init__(self, *command):
         self.process = subprocess.Popen([str(part) for part in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout.readline() == "ready\n", command
+        ready, *self.questions = self.process.stdout.readline().split() or ["ended"]
+        if ready != "ready":
+            raise SystemExit(f"{self.process.args} did not start")
 
     def ask(self, **question):
         self.process.stdin.write(json.dumps(question) + "\n")
@@ -65,56 +93,102 @@ def questions(tokens, prompt, long_prompt):
     """name: question."""
     asked = {"plain": dict(do="plain", prompt=prompt, tokens=tokens), "prefill": dict(do="prefill", prompt=long_prompt)}
     asked |= {f"T({m})": {"do": "pass", "prompt": prompt, "rows": m} for m in ROWS}
+    asked["batch"] = dict(do="batch", prompts=[[*prompt[:-1], last] for last in range(100, 100 + BATCH)], tokens=tokens)
     return asked | {f"tau {t}": dict(do="speculative", prompt=prompt, tokens=tokens, tau=t) for t in TAUS}
 
 
-def measure(workers, options):
-    """{(worker, question): median seconds}; checks that nobody's draft changes its text."""
+def measure(engines, tokens, repetitions, only):
+    """{(engine, worker, question): seconds of every repetition}; says so where a draft changes somebody's text."""
     prompt, long_prompt = ([int(i) for i in np.random.RandomState(n).randint(3, 500, n)] for n in (64, 128))
-    asked = questions(options.tokens, prompt, long_prompt)
-    for worker in workers.values():
-        worker.ask(do="plain", prompt=prompt, tokens=4)
+    asked = questions(tokens, prompt, long_prompt)
+    wanted = only or list(asked)
+    workers = [(engine, who, worker) for engine, some in engines.items() for who, worker in some.items()]
+    for _, who, worker in workers:
+        for name in ("tau 2",) if who.startswith("draft ") else ("plain", "tau 2"):
+            worker.ask(**asked[name])
     seconds, texts = {}, {}
-    for _ in range(options.repetitions):
-        for name, question in asked.items():
-            for who, worker in workers.items():
-                if who.startswith("draft ") and not name.startswith("tau"):
+    for _ in range(repetitions):
+        for name in wanted:
+            question = asked[name]
+            for engine, who, worker in workers:
+                if question["do"] not in worker.questions or (who.startswith("draft ") and question["do"] != "speculative"):
                     continue  # only the draft differs
                 answer = worker.ask(**question)
-                seconds.setdefault((who, name), []).append(answer["seconds"])
-                if "tokens" in answer and texts.setdefault(who, answer["tokens"]) != answer["tokens"]:
-                    print(f"* {who}, {name}: its text is not that of its plain decoding")
-    return {key: statistics.median(values) for key, values in seconds.items()}
+                seconds.setdefault((engine, who, name), []).append(answer["seconds"])
+                if "tokens" in answer and texts.setdefault((engine, who), answer["tokens"]) != answer["tokens"]:
+                    print(f"* {engine} {who}, {name}: its text is not that of its plain decoding")
+    return seconds
 
 
-def report(precision, ours, theirs, seconds):
-    """ours, theirs: the workers that share a target; the first decodes plainly."""
-    def best(workers):
-        return min((seconds[w, name], w, name) for w, name in seconds if w in workers and (name == "plain" or name.startswith("tau")))
+def report(precision, peer, seconds):
+    """One table: this engine against a peer."""
+    mine = {(who, name): value for (engine, who, name), value in seconds.items() if engine == "ours"}
+    theirs = {(who, name): value for (engine, who, name), value in seconds.items() if engine == peer}
 
-    a, b = ours[0], theirs[0]
-    print(f"\n### {precision} against {LIKE[precision].upper()}\n")
-    print("| | this engine | llama.cpp | ratio |\n| --- | --- | --- | --- |")
-    print(f"| plain, tokens/s | {1 / seconds[a, 'plain']:.1f} | {1 / seconds[b, 'plain']:.1f} | {seconds[b, 'plain'] / seconds[a, 'plain']:.2f} |")
+    def runs(results, name):
+        """Of the first worker that was asked: the one that drafts in its target's precision."""
+        return next((values for (_, question), values in results.items() if question == name), None)
+
+    def own(results, name):
+        return statistics.median(runs(results, name))
+
+    def ratio(theirs, ours):
+        return statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
+
+    def best(results):
+        return min((statistics.median(values), who, name) for (who, name), values in results.items() if name == "plain" or name.startswith("tau"))
+
+    def line(label, name, shown):
+        if runs(theirs, name):
+            print(f"| {label} | {shown(mine, name)} | {shown(theirs, name)} | {ratio(runs(theirs, name), runs(mine, name)):.2f} |")
+
+    print(f"\n### {precision} against {peer}\n\n| | this engine | {peer} | ratio |\n| --- | --- | --- | --- |")
+    line("plain, tokens/s", "plain", lambda r, name: f"{1 / own(r, name):.1f}")
     for m in ROWS:
-        name = f"T({m})"
-        print(f"| pass over {m} rows, ms (over one) | {1e3 * seconds[a, name]:.1f} ({seconds[a, name] / seconds[a, 'T(1)']:.2f}) "
-              f"| {1e3 * seconds[b, name]:.1f} ({seconds[b, name] / seconds[b, 'T(1)']:.2f}) | {seconds[b, name] / seconds[a, name]:.2f} |")
-    print(f"| prefill of 128, tokens/s | {128 / seconds[a, 'prefill']:.0f} | {128 / seconds[b, 'prefill']:.0f} "
-          f"| {seconds[b, 'prefill'] / seconds[a, 'prefill']:.2f} |")
-    for label, who in itertools.chain((("this engine", w) for w in ours), (("llama.cpp", w) for w in theirs)):
-        taus = ", ".join(f"{1 / seconds[who, f'tau {t}']:.1f}" for t in TAUS)
-        print(f"| {label}, {who}: tau {', '.join(map(str, TAUS))} | {taus if who in ours else ''} | {taus if who in theirs else ''} | |")
-    (mine, my_worker, my_name), (other, their_worker, their_name) = best(ours), best(theirs)
-    print(f"| best, tokens/s | {1 / mine:.1f} ({my_worker}, {my_name}) | {1 / other:.1f} ({their_worker}, {their_name}) | {other / mine:.2f} |")
-    print(f"| best over own plain | {seconds[a, 'plain'] / mine:.2f} | {seconds[b, 'plain'] / other:.2f} | |", flush=True)
+        line(f"pass over {m} rows, ms (over one)", f"T({m})", lambda r, name: f"{1e3 * own(r, name):.1f} ({own(r, name) / own(r, 'T(1)'):.2f})")
+    line("prefill of 128, tokens/s", "prefill", lambda r, name: f"{128 / own(r, name):.0f}")
+    line(f"plain, {BATCH} sequences together, tokens/s", "batch", lambda r, name: f"{1 / own(r, name):.1f}")
+    taus = [tau for tau in TAUS if runs(mine, f"tau {tau}")]
+    if not taus:
+        return
+    for label, results in (("this engine", mine), (peer, theirs)):
+        for who in dict.fromkeys(who for who, _ in results):
+            speeds = ", ".join(f"{1 / statistics.median(results[who, f'tau {tau}']):.1f}" for tau in taus)
+            print(f"| {label}, {who}: tau {', '.join(map(str, taus))} | {speeds if results is mine else ''} | {speeds if results is theirs else ''} | |")
+    (a, *my_best), (b, *their_best) = best(mine), best(theirs)
+    print(f"| best, tokens/s | {1 / a:.1f} ({', '.join(my_best)}) | {1 / b:.1f} ({', '.join(their_best)}) "
+          f"| {ratio(theirs[tuple(their_best)], mine[tuple(my_best)]):.2f} |")
+    if runs(theirs, "plain"):
+        print(f"| best over own plain | {ratio(runs(mine, 'plain'), mine[tuple(my_best)]):.2f} "
+              f"| {ratio(runs(theirs, 'plain'), theirs[tuple(their_best)]):.2f} | |", flush=True)
+
+
+def started(precision, pair, pythons, threads):
+    """{engine: {name: worker}}; the first worker of an engine drafts in the precision of its target."""
+    most = max(*TAUS, *ROWS)
+    other = "int8" if precision == "int4" else "int4"
+    drafts = {precision: precision, f"draft {other}": other}
+    engines = {"ours": {name: Worker(sys.executable, WORKERS / "paceline_worker.py", pair / "target", pair / "draft", threads, precision, draft, most)
+                        for name, draft in drafts.items()}}
+    if "llama.cpp" in pythons:
+        engines["llama.cpp"] = {name: Worker(pythons["llama.cpp"], WORKERS / "llama_cpp_worker.py", pair / f"gguf/target.{LLAMA_CPP[precision]}.gguf",
+                                             pair / f"gguf/draft.{LLAMA_CPP[draft]}.gguf", threads) for name, draft in drafts.items()}
+    if "OpenVINO" in pythons:
+        python = pythons["OpenVINO"]
+        engines["OpenVINO"] = {name: Worker(python, WORKERS / "openvino_worker.py", exported(python, pair / "target", OPENVINO_FORMATS[precision]),
+                                            exported(python, pair / "draft", OPENVINO_FORMATS[draft]), threads) for name, draft in drafts.items()}
+    if "transformers" in pythons and precision == "bf16":
+        engines["transformers"] = {"bf16": Worker(pythons["transformers"], WORKERS / "transformers_worker.py", pair / "target", pair / "draft", threads)}
+    return engines
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--precision", choices=LIKE, nargs="+", default=list(LIKE))
+    parser.add_argument("--precision", choices=LLAMA_CPP, nargs="+", default=list(LLAMA_CPP))
+    parser.add_argument("--peers", choices=["llama.cpp", "OpenVINO", "transformers"], nargs="+", default=["llama.cpp", "OpenVINO", "transformers"])
     parser.add_argument("--pair", default="1.1b", help="a preset of planted_pair.py, or a directory with target and draft")
     parser.add_argument("--alpha", type=float, default=0.8)
+    parser.add_argument("--only", nargs="+", metavar="QUESTION", help="for example: plain prefill batch 'T(8)' 'tau 4'")
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
@@ -122,29 +196,28 @@ def main():
     parser.add_argument("--save", type=pathlib.Path, help="also write the medians there, for chart.py")
     options = parser.parse_args()
 
-    pair, python = planted_directory(options.pair, options.alpha), peers_python(options.environment)
-    gguf = pair / "gguf"
-    gguf.mkdir(exist_ok=True)
-    for model in ("target", "draft"):
-        subprocess.run([python, HERE / "peer_workers/to_gguf.py", pair / model, gguf / model], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    pair, pythons = planted_directory(options.pair, options.alpha), {}
+    if {"llama.cpp", "transformers"} & set(options.peers):
+        python = environment(options.environment / "llama.cpp", PEERS)
+        pythons = {name: python for name in ("llama.cpp", "transformers") if name in options.peers}
+        (pair / "gguf").mkdir(exist_ok=True)
+        for model in ("target", "draft"):
+            quietly(python, WORKERS / "to_gguf.py", pair / model, pair / "gguf" / model)
+    if "OpenVINO" in options.peers:
+        pythons["OpenVINO"] = environment(options.environment / "openvino", OPENVINO, unwanted=["torchvision"])
     print(f"`python bench/peers.py {' '.join(sys.argv[1:])}`, {datetime.date.today()}, {machine_name()}, {options.threads} threads, "
-          f"{REQUIREMENTS[0]}, medians of {options.repetitions} interleaved repetitions")
+          f"{PEERS[0]}, medians of {options.repetitions} interleaved repetitions")
     saved = {}
     for precision in options.precision:
-        ours = {precision: [precision, precision], "draft int4": [precision, "int4"]} if precision != "int4" else {"int4": ["int4", "int4"]}
-        like = LIKE[precision]
-        other = "q8_0" if like == "q4_0" else "q4_0"
-        theirs = {like.upper(): [like, like], f"draft {other.upper()}": [like, other]}
-        workers = {name: Worker(sys.executable, HERE / "peer_workers/paceline_worker.py", pair / "target", pair / "draft", options.threads, *formats,
-                                max(*TAUS, *ROWS)) for name, formats in ours.items()}
-        workers |= {name: Worker(python, HERE / "peer_workers/llama_cpp_worker.py", gguf / f"target.{formats[0]}.gguf",
-                                 gguf / f"draft.{formats[1]}.gguf", options.threads) for name, formats in theirs.items()}
-        seconds = measure(workers, options)
-        report(precision, list(ours), list(theirs), seconds)
-        saved[precision] = {"ours": {w: {q: seconds[v, q] for v, q in seconds if v == w} for w in ours},
-                            "llama.cpp": {w: {q: seconds[v, q] for v, q in seconds if v == w} for w in theirs}}
-        for worker in workers.values():
-            worker.close()
+        engines = started(precision, pair, pythons, options.threads)
+        seconds = measure(engines, options.tokens, options.repetitions, options.only)
+        for peer in list(engines)[1:]:
+            report(precision, peer, seconds)
+        saved[precision] = {engine: {who: {q: statistics.median(seconds[e, w, q]) for e, w, q in seconds if (e, w) == (engine, who)} for who in workers}
+                            for engine, workers in engines.items()}
+        for some in engines.values():
+            for worker in some.values():
+                worker.close()
     if options.save:
         options.save.write_text(json.dumps({"date": str(datetime.date.today()), "machine": machine_name(), "threads": options.threads,
                                             "medians": saved}, indent=1))

@@ -6,6 +6,7 @@
 {"do": "speculative", "prompt": [...], "tokens": n, "tau": t} the same with the draft, as llama.cpp's own speculative example does it
 {"do": "pass", "prompt": [...], "rows": m}                    seconds of one decode call of m tokens, all logits wanted
 {"do": "prefill", "prompt": [...]}                            seconds of the whole prompt
+{"do": "batch", "prompts": [[...], ...], "tokens": n}         seconds per token of all sequences together, decoding plainly
 """
 
 import json
@@ -15,7 +16,7 @@ import time
 import llama_cpp.llama_cpp as llama
 import numpy as np
 
-CONTEXT = 2048
+CONTEXT, SEQUENCES = 2048, 4
 
 
 class Model:
@@ -23,7 +24,7 @@ class Model:
         parameters = llama.llama_model_default_params()
         self.model = llama.llama_model_load_from_file(path.encode(), parameters)
         context = llama.llama_context_default_params()
-        context.n_ctx, context.n_batch, context.n_ubatch = CONTEXT, 512, 512
+        context.n_ctx, context.n_batch, context.n_ubatch, context.n_seq_max = CONTEXT, 512, 512, SEQUENCES
         context.n_threads = context.n_threads_batch = threads
         self.context = llama.llama_init_from_model(self.model, context)
         assert self.context, path
@@ -32,20 +33,26 @@ class Model:
         self.batch = llama.llama_batch_init(512, 0, 1)
         self.length = 0
 
+    def decode(self, rows):
+        """rows: (token, position, sequence, whether logits are wanted). The best next token of each row that wants it."""
+        self.batch.n_tokens = len(rows)
+        for i, (token, position, sequence, wanted) in enumerate(rows):
+            self.batch.token[i], self.batch.pos[i], self.batch.logits[i] = token, position, wanted
+            self.batch.n_seq_id[i], self.batch.seq_id[i][0] = 1, sequence
+        assert llama.llama_decode(self.context, self.batch) == 0
+        return [int(np.ctypeslib.as_array(llama.llama_get_logits_ith(self.context, i), (self.vocab,)).argmax())
+                for i, row in enumerate(rows) if row[3]]
+
     def feed(self, tokens, all_logits):
         """The best next token after each of the tokens, or after the last."""
-        self.batch.n_tokens = len(tokens)
-        for i, token in enumerate(tokens):
-            self.batch.token[i], self.batch.pos[i] = token, self.length + i
-            self.batch.n_seq_id[i], self.batch.seq_id[i][0] = 1, 0
-            self.batch.logits[i] = all_logits or i == len(tokens) - 1
-        assert llama.llama_decode(self.context, self.batch) == 0
+        last = len(tokens) - 1
+        out = self.decode([(token, self.length + i, 0, all_logits or i == last) for i, token in enumerate(tokens)])
         self.length += len(tokens)
-        wanted = range(len(tokens)) if all_logits else [len(tokens) - 1]
-        return [int(np.ctypeslib.as_array(llama.llama_get_logits_ith(self.context, i), (self.vocab,)).argmax()) for i in wanted]
+        return out
 
     def cut(self, length):
-        llama.llama_memory_seq_rm(self.memory, 0, length, -1)
+        for sequence in range(SEQUENCES):
+            llama.llama_memory_seq_rm(self.memory, sequence, length, -1)
         self.length = length
 
 
@@ -98,14 +105,27 @@ def prefill(target, draft, prompt):
     return {"seconds": time.perf_counter() - start}
 
 
+def batch(target, draft, prompts, tokens):
+    target.cut(0)
+    out = [target.decode([(token, i, s, i == len(prompt) - 1) for i, token in enumerate(prompt)]) for s, prompt in enumerate(prompts)]
+    start = time.perf_counter()
+    for step in range(tokens - 1):
+        best = target.decode([(each[-1], len(prompt) + step, s, True) for s, (prompt, each) in enumerate(zip(prompts, out, strict=True))])
+        for each, token in zip(out, best, strict=True):
+            each.append(token)
+    seconds = time.perf_counter() - start
+    target.cut(0)
+    return {"seconds": seconds / (tokens - 1) / len(prompts)}
+
+
 def main():
     silence = llama.llama_log_callback(lambda *_: None)  # kept: C holds a bare pointer
     llama.llama_log_set(silence, None)
     llama.llama_backend_init()
     threads = int(sys.argv[3])
     target, draft = Model(sys.argv[1], threads), Model(sys.argv[2], threads)
-    doing = {"plain": plain, "speculative": speculative, "pass": one_pass, "prefill": prefill}
-    print("ready", flush=True)
+    doing = {"plain": plain, "speculative": speculative, "pass": one_pass, "prefill": prefill, "batch": batch}
+    print("ready", *doing, flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
         print(json.dumps(doing[asked.pop("do")](target, draft, **asked)), flush=True)

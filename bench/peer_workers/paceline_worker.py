@@ -19,21 +19,26 @@ def speculative(engine, prompt, tokens, tau):
 
 
 def one_pass(engine, prompt, rows):
-    """Verification of rows tokens, choosing and judging included."""
+    """Verification of rows tokens, judging included."""
     stats = engine.generate(prompt, max_tokens=5 * rows, ignore_eos=True, num_speculative_tokens=rows - 1).stats
-    return {"seconds": stats.verify_time / stats.num_cycles}
+    return {"seconds": (stats.verify_time + stats.sample_time) / stats.num_cycles}
 
 
 def prefill(engine, prompt):
     return {"seconds": engine.generate(prompt, max_tokens=1, num_speculative_tokens=0).stats.prefill_time}
 
 
+def batch(engine, prompts, tokens):
+    results = engine.generate_batch(prompts, max_tokens=tokens, ignore_eos=True, num_speculative_tokens=0)
+    return {"seconds": max(result.stats.decode_time for result in results) / (tokens - 1) / len(prompts)}
+
+
 def main():
     target, draft, threads, dtype, draft_dtype, max_tau = sys.argv[1:]
     with paceline.Engine(target, draft, dtype=dtype, draft_dtype=draft_dtype, num_threads=int(threads), max_model_len=2048,
-                         num_speculative_tokens=int(max_tau)) as engine:
-        doing = {"plain": plain, "speculative": speculative, "pass": one_pass, "prefill": prefill}
-        print("ready", flush=True)
+                         max_num_seqs=4, num_speculative_tokens=int(max_tau)) as engine:
+        doing = {"plain": plain, "speculative": speculative, "pass": one_pass, "prefill": prefill, "batch": batch}
+        print("ready", *doing, flush=True)
         for line in sys.stdin:
             asked = json.loads(line)
             print(json.dumps(doing[asked.pop("do")](engine, **asked)), flush=True)

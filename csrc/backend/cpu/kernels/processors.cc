@@ -29,30 +29,60 @@ uint32_t key_of(float value) {
 }
 float value_of(uint32_t key) { return float_from_bits(key & 0x80000000u ? key & 0x7fffffffu : ~key); }
 
-// The smallest logit that survives a cut "the weight strictly above it is below limit", among tokens at or above `from`.
+// The histogram of the first `bits` of all keys, by weight. Sixty-four at a time, so that weights come from vectors and only adding them
+// up does not. Returns the highest bucket in use.
+template <class Weight>
+int first_digits(const float* l, int n, float from, int bits, uint64_t* histogram, Weight weight) {
+  uint32_t highest = 0;
+  for (int first = 0; first < n; first += 64) {
+    const int count = n - first < 64 ? n - first : 64;
+    uint64_t part[64];
+    uint32_t bucket[64];
+    for (int i = 0; i < count; ++i) part[i] = l[first + i] >= from ? weight(l[first + i]) : 0;
+    for (int i = 0; i < count; ++i) bucket[i] = key_of(l[first + i]) >> (32 - bits);
+    for (int i = 0; i < count; ++i) highest = bucket[i] > highest ? bucket[i] : highest;
+    for (int i = 0; i < count; ++i) histogram[bucket[i]] += part[i];
+  }
+  return int(highest);
+}
+
+// The same of the next `bits`, of the tokens whose first ones are `prefix`.
+template <class Weight>
+int next_digits(const float* l, int n, float from, uint32_t prefix, int fixed_bits, int bits, uint64_t* histogram, Weight weight) {
+  int highest = 0;
+  for (int i = 0; i < n; ++i) {
+    const uint32_t key = key_of(l[i]);
+    if (!(l[i] >= from && key >> (32 - fixed_bits) == prefix)) continue;
+    const int bucket = (key >> (32 - fixed_bits - bits)) & ((1 << bits) - 1);
+    histogram[bucket] += weight(l[i]);
+    highest = bucket > highest ? bucket : highest;
+  }
+  return highest;
+}
+
+// The smallest logit that survives a cut "the weight strictly above it is below limit(total weight)", among tokens at or above `from`.
 // Radix select from the top bits of the key: three sweeps instead of sorting the vocabulary, or four of fewer buckets for rows so
 // short that clearing 2048 of them would cost more than a sweep.
-template <class Weight>
-float upper_cut(const float* l, int n, float from, double limit, uint64_t* histogram, Weight weight) {
+template <class Weight, class Limit>
+float upper_cut(const float* l, int n, float from, uint64_t* histogram, Weight weight, Limit limit_of) {
   uint64_t above = 0;
+  double limit = 0;
   uint32_t prefix = 0;
-  int fixed_bits = 0;
   const int digit = n <= 4096 ? 8 : 11;
-  while (fixed_bits < 32) {
-    const int bits = 32 - fixed_bits < digit ? 32 - fixed_bits : digit, shift = 32 - fixed_bits - bits, buckets = 1 << bits;
-    memset(histogram, 0, buckets * sizeof(uint64_t));
-    int bucket = 0;  // the highest in use: rows of few tokens do not pay for a walk down from the top
-    for (int i = 0; i < n; ++i) {
-      const uint32_t key = key_of(l[i]);
-      if (!(l[i] >= from && (fixed_bits == 0 || key >> (32 - fixed_bits) == prefix))) continue;
-      const int own = (key >> shift) & (buckets - 1);
-      histogram[own] += weight(l[i]);
-      bucket = own > bucket ? own : bucket;
+  for (int fixed_bits = 0, bits; fixed_bits < 32; fixed_bits += bits) {
+    bits = 32 - fixed_bits < digit ? 32 - fixed_bits : digit;
+    memset(histogram, 0, sizeof(uint64_t) << bits);
+    // Walks start at the highest bucket in use: rows of few tokens do not pay for one down from the top.
+    int bucket = fixed_bits == 0 ? first_digits(l, n, from, bits, histogram, weight)
+                                 : next_digits(l, n, from, prefix, fixed_bits, bits, histogram, weight);
+    if (fixed_bits == 0) {
+      uint64_t total = 0;
+      for (int i = 0; i <= bucket; ++i) total += histogram[i];
+      limit = limit_of(total);
     }
     while (bucket >= 0 && double(above + histogram[bucket]) < limit) above += histogram[bucket--];
     if (bucket < 0) return from;  // the limit is never reached: nothing is cut
     prefix = prefix << bits | uint32_t(bucket);
-    fixed_bits += bits;
   }
   return value_of(prefix);
 }
@@ -145,12 +175,9 @@ ProcessedRow process(const RowTask& task, const SamplingScratch& scratch) {
 
   const auto one = [](float) { return uint64_t(1); };
   const auto weight = [&row](float logit) { return fixed_weight(scaled(row, logit)); };
-  if (p.top_k > 0 && p.top_k < n) row.threshold = upper_cut(l, n, row.threshold, p.top_k, scratch.histogram, one);
-  if (p.top_p < 1.0) {
-    uint64_t total = 0;
-    for (int i = 0; i < n; ++i) total += l[i] >= row.threshold ? weight(l[i]) : 0;
-    row.threshold = upper_cut(l, n, row.threshold, p.top_p * double(total), scratch.histogram, weight);
-  }
+  if (p.top_k > 0 && p.top_k < n) row.threshold = upper_cut(l, n, row.threshold, scratch.histogram, one, [&p](uint64_t) { return double(p.top_k); });
+  if (p.top_p < 1.0)
+    row.threshold = upper_cut(l, n, row.threshold, scratch.histogram, weight, [&p](uint64_t total) { return p.top_p * double(total); });
   if (p.min_p >= 2.3e-308) {  // below the smallest normal number nothing could be cut
     const float cut = min_p_cut(row.l_max, p.temperature, p.min_p);
     row.threshold = cut > row.threshold ? cut : row.threshold;
