@@ -83,19 +83,19 @@ def measure(engine, prompt, tokens, tau):
     start = time.perf_counter()
     result = engine.generate(prompt, max_tokens=tokens, ignore_eos=True, num_speculative_tokens=tau)
     wall, stats = time.perf_counter() - start, result.stats
-    judged = stats.num_accepted_draft_tokens + rejections(stats)
     host = wall - stats.prefill_time - stats.draft_time - stats.verify_time - stats.sample_time
     return dict(
         draft=stats.draft_time / stats.num_cycles, verify=stats.verify_time / stats.num_cycles, sample=stats.sample_time / stats.num_cycles,
         host=host / stats.num_cycles, speed=stats.decode_tokens_per_second, per_cycle=stats.mean_acceptance_length,
-        alpha=stats.num_accepted_draft_tokens / judged if judged else float("nan"),
+        alpha=alpha_of(stats),
         prompt_tokens=len(result.prompt_token_ids), tokens=list(result.token_ids))
 
 
-def rejections(stats):
-    """Cycles that met a draft token they did not accept: a token reached is one whose forerunners were accepted."""
-    rates = stats.acceptance_rate_per_position
-    return round(stats.num_cycles * (1 - rates[-1])) if len(rates) else 0
+def alpha_of(stats):
+    """Accepted per judged draft token: the first of a cycle is judged, and each whose forerunner was accepted. NaN without drafts."""
+    drafted, accepted = stats.drafted_per_position, stats.accepted_per_position
+    judged = sum(min(here, before) for here, before in zip(drafted, [*drafted[:1], *accepted], strict=False))
+    return sum(accepted) / judged if judged else float("nan")
 
 
 def machine_name():

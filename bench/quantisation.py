@@ -25,7 +25,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "tools")]
 
 from checkpoint_writer import tensor_shapes, write_checkpoint  # noqa: E402
-from decode import rejections  # noqa: E402
+from decode import alpha_of  # noqa: E402
 from planted_pair import PRESETS, config_of, normal_bf16  # noqa: E402
 
 FORMATS = ["int8", "int4_g32", "int4"]
@@ -58,9 +58,9 @@ def divergences(target, windows):
 
 def acceptance(target, draft, draft_dtype):
     with paceline.Engine(target, draft, dtype="bf16", draft_dtype=draft_dtype, num_speculative_tokens=4) as engine:
-        stats = [engine.generate(prompt, max_tokens=200).stats for prompt in PROMPTS]
-    accepted = sum(each.num_accepted_draft_tokens for each in stats)
-    return accepted / (accepted + sum(rejections(each) for each in stats))
+        for prompt in PROMPTS:
+            engine.generate(prompt, max_tokens=200)
+        return alpha_of(engine.stats())
 
 
 def main():
