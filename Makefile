@@ -17,7 +17,7 @@ export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
 
 CSRC := $(shell find csrc -type f) CMakeLists.txt
 PACKAGE := $(shell find python/paceline -type f -not -path '*/__pycache__/*') pyproject.toml
-CPP_TESTS := $(shell find tests/cpp tests/reference -type f 2>/dev/null)
+CPP_TESTS := $(shell find tests/cpp tests/simt tests/reference -type f 2>/dev/null)
 
 .PHONY: demo test cpp-test python-test asan mutants oracle bench-kernels clean
 
@@ -57,7 +57,7 @@ clean:
 .venv/build:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, got " + sys.version.split()[0] + ": make PYTHON=python3.x")'
 	$(PYTHON) -m venv .venv
-	$(PIP) 'scikit-build-core>=1.0' 'pybind11>=3.0' 'cmake>=3.24' ninja
+	$(PIP) 'scikit-build-core>=1.0' 'pybind11>=3.0' 'cmake>=3.24' ninja nvidia-cuda-runtime==13.0.96 nvidia-cuda-crt==13.0.88
 	@touch $@
 
 # Without build isolation: cmake, ninja and pybind11 keep their place in .venv, so a second build compiles only what changed.

@@ -13,9 +13,9 @@
 
 #include "backend/backend.h"
 #include "backend/cpu/cpu_backend.h"
-#include "core/bfloat16.h"
 #include "core/tensor.h"
 #include "decode/rows.h"
+#include "math/bfloat16.h"
 #include "probes.h"
 
 using namespace paceline;

@@ -25,6 +25,11 @@ struct NumericError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// The device, its driver or a library of its maker refused or failed. Names the call and its answer.
+struct DeviceError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
 // The engine cannot go on. Carries the first cause.
 struct EngineDead : std::runtime_error {
   using std::runtime_error::runtime_error;

@@ -1,6 +1,6 @@
 #include "model/weights.h"
 
-#include "core/bfloat16.h"
+#include "math/bfloat16.h"
 
 namespace paceline {
 

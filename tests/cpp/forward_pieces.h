@@ -9,8 +9,8 @@
 #include <random>
 
 #include "backend/backend.h"
-#include "core/bfloat16.h"
 #include "decode/rows.h"
+#include "math/bfloat16.h"
 #include "reference/near.h"
 
 namespace paceline::test {

@@ -1,4 +1,4 @@
-// The integer formats as core/quantised.h states them, one value at a time, with the C library's own rounding. Integer sums have no
+// The integer formats as math/quantised.h states them, one value at a time, with the C library's own rounding. Integer sums have no
 // order and the few float operations have one, so kernels must give these very bits.
 #pragma once
 
@@ -7,8 +7,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "core/bfloat16.h"
 #include "core/dtype.h"
+#include "math/bfloat16.h"
 
 namespace paceline::reference {
 

@@ -3,8 +3,8 @@
 #include <cstring>
 
 #include "backend/cpu/cpu_backend.h"
-#include "core/bfloat16.h"
-#include "core/quantised.h"
+#include "math/bfloat16.h"
+#include "math/quantised.h"
 
 namespace paceline::cpu {
 namespace {

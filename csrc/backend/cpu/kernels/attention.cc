@@ -10,7 +10,7 @@
 // Source    online softmax, Milakov and Gimelshein 2018 (arXiv:1805.02867). Oracle: tests/reference/attention.h
 #include "backend/cpu/kernels/kernels.h"
 #include "backend/cpu/kernels/simd.h"
-#include "core/bfloat16.h"
+#include "math/bfloat16.h"
 
 namespace paceline::cpu::PACELINE_ISA {
 namespace {

@@ -8,7 +8,7 @@
 
 #include "backend/cpu/kernels/kernels.h"
 #include "backend/cpu/kernels/simd.h"
-#include "core/bfloat16.h"
+#include "math/bfloat16.h"
 
 namespace paceline::cpu::PACELINE_ISA {
 

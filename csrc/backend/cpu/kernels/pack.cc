@@ -3,8 +3,8 @@
 #include "backend/cpu/kernels/kernels.h"
 
 #include "backend/cpu/kernels/simd.h"
-#include "core/bfloat16.h"
-#include "core/quantised.h"
+#include "math/bfloat16.h"
+#include "math/quantised.h"
 
 namespace paceline::cpu::PACELINE_ISA {
 

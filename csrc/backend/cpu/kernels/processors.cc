@@ -2,7 +2,7 @@
 // cannot change a bit, since no sum of floats is reordered: maxima are exact and masses are integers.
 #include "backend/cpu/kernels/sampling.h"
 
-#include "core/bfloat16.h"
+#include "math/bfloat16.h"
 #include "math/fixed_sum.h"
 
 namespace paceline::cpu::PACELINE_ISA {

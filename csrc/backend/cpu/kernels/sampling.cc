@@ -2,8 +2,8 @@
 #include "backend/cpu/kernels/sampling.h"
 
 #include "backend/cpu/kernels/noise.h"
-#include "core/bfloat16.h"
 #include "math/acceptance.h"
+#include "math/bfloat16.h"
 #include "math/fixed_sum.h"
 
 namespace paceline::cpu::PACELINE_ISA {

@@ -14,8 +14,7 @@
 // the weights.
 #pragma once
 
-#include "core/bfloat16.h"
-#include "core/dtype.h"
+#include "math/bfloat16.h"
 
 namespace paceline {
 
@@ -23,18 +22,18 @@ struct Scale {
   float scale, inverse;  // inverse 0: all values are 0
 };
 
-static inline float magnitude(float x) { return float_from_bits(bits_of(x) & 0x7fffffffu); }
-static inline bool is_finite(float x) { return (bits_of(x) & 0x7f800000u) != 0x7f800000u; }
+PACELINE_HD float magnitude(float x) { return float_from_bits(bits_of(x) & 0x7fffffffu); }
+PACELINE_HD bool is_finite(float x) { return (bits_of(x) & 0x7f800000u) != 0x7f800000u; }
 
 // extreme: the first value of the largest magnitude in a group, NaN above all; it becomes `steps`, which may be negative. Below 2^-100
 // nothing is told from 0, since an inverse could be infinite.
-static inline Scale scale_of(float extreme, float steps) {
+PACELINE_HD Scale scale_of(float extreme, float steps) {
   if (!is_finite(extreme)) return {float_from_bits(0x7fc00000u), 0};
   if (magnitude(extreme) < 0x1p-100f) return {1, 0};
   return {extreme / steps, steps / extreme};
 }
-static inline Scale int8_scale(float extreme) { return scale_of(magnitude(extreme), 127); }
-static inline Scale int4_scale(float extreme) {
+PACELINE_HD Scale int8_scale(float extreme) { return scale_of(magnitude(extreme), 127); }
+PACELINE_HD Scale int4_scale(float extreme) {
   Scale s = scale_of(extreme, -8);
   s.scale = from_bf16(to_bf16(s.scale));
   if (s.inverse != 0) s.inverse = 1.0f / s.scale;
@@ -43,9 +42,9 @@ static inline Scale int4_scale(float extreme) {
 
 // Nearest integer, ties to even, for |x| < 2^22; adding 1.5 2^23 leaves no room for a fraction. A scale rounded to bf16 is off by at
 // most 2^-8 of itself: -8 is not passed, 7 may be.
-static inline int32_t nearest_integer(float x) { return int32_t((x + 12582912.0f) - 12582912.0f); }
-static inline int32_t int8_of(float x, float inverse) { return nearest_integer(x * inverse); }
-static inline int32_t int4_of(float x, float inverse) {
+PACELINE_HD int32_t nearest_integer(float x) { return int32_t((x + 12582912.0f) - 12582912.0f); }
+PACELINE_HD int32_t int8_of(float x, float inverse) { return nearest_integer(x * inverse); }
+PACELINE_HD int32_t int4_of(float x, float inverse) {
   const int32_t q = nearest_integer(x * inverse);
   return q > 7 ? 7 : q;
 }

@@ -1,0 +1,53 @@
+// The kernels of the CUDA engine as plain functions: each enqueues its work on the stream and returns. One family per file; the head
+// of each .cu says what it computes, moves and costs.
+//
+// Products of weights and rows are cuBLAS's (matmul.h), in blocks of kRowBlock rows whatever the pass has, so that its choice of
+// kernel cannot depend on them. Rows enter as an operand [kRowBlock, padded_k] of the weights' dtype, and leave as sums
+// [kRowBlock, outputs] in fp32, which a kernel of this list takes further. Sums of rows that do not live are garbage.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "backend/backend.h"
+
+namespace paceline::cuda {
+
+constexpr int kRowBlock = 64;  // rows of one product: a pass of fewer is padded, one of more takes several
+
+// Inputs along K lie in lines of 16 values: 32 or 64 bytes.
+constexpr int padded_k(int k) { return (k + 15) / 16 * 16; }
+// Outputs of a packed matrix come in blocks of 16.
+constexpr int padded_columns(int n) { return (n + 15) / 16 * 16; }
+
+// ------------------------------------------------------------------------------------------------ rows.cu
+void embed(cudaStream_t, const Rows&, const void* table /* [V, padded_k(d)] */, DType, int d, float* x);
+// operand = rows [first_row, first_row + kRowBlock) of x [T, k], RMSNorm(x) * norm where norm is given.
+void pack_rows(cudaStream_t, const Rows&, int first_row, const float* x, int k, const float* norm, float eps, DType, void* operand);
+
+// ------------------------------------------------------------------------------------------------ epilogues.cu
+// What becomes of the sums of rows [first_row, first_row + kRowBlock). `columns` is the distance between their rows.
+void finish_residual(cudaStream_t, const Rows&, int first_row, const float* sums, int columns, const float* bias, float* x, int d);
+void finish_gate_up(cudaStream_t, const Rows&, int first_row, const float* sums, int columns, int f, float* out);
+void finish_logits(cudaStream_t, const Rows&, int first_row, const float* sums, int columns, int v, float* logits);
+// Bias, norm of heads, rotation; K and V to their pages.
+void finish_qkv(cudaStream_t, const Rows&, int first_row, const float* sums, int columns, const QkvWeights&, const AttentionShape&,
+                const KvLayer&, float* qkv);
+
+// ------------------------------------------------------------------------------------------------ attention.cu
+// Page of one layer: keys and values alike [Hkv, kPagePositions, Dh] of the KV dtype.
+size_t attention_scratch_bytes(int rows, int pages_per_slot, const AttentionShape&);
+void attention(cudaStream_t, const Rows&, const float* qkv, const AttentionShape&, const KvLayer&, void* scratch, size_t scratch_bytes, float* out);
+
+// ------------------------------------------------------------------------------------------------ cycle.cu, processors.cu, sampling.cu
+// What choosing tokens needs besides the rows of logits: for `rows` = max(num_slots, num_slots (tau_max + 1)) rows of up to vocab_size.
+size_t sampling_scratch_bytes(int rows, int vocab_size);
+
+void begin_cycle(cudaStream_t, const CycleState&);
+void plan_draft(cudaStream_t, const CycleState&, int step, const Rows&);
+void sample_draft(cudaStream_t, const CycleState&, int step, void* scratch);
+void plan_verify(cudaStream_t, const CycleState&, const Rows&);
+void accept(cudaStream_t, const CycleState&, const float* logits, int vocab_size, const CycleResults&, void* scratch);
+void log_softmax(cudaStream_t, const Rows&, const float* logits, int v, float* out);
+void timestamp(cudaStream_t, int64_t* nanoseconds);
+
+}  // namespace paceline::cuda

@@ -1,0 +1,40 @@
+// How kernels are launched and where their shared memory is: the one place that knows whether a device or the host runs them.
+//
+// Kernels are written in CUDA's own words, with three rules that let tests run them on the host (tests/simt):
+//   * launch(kernel, blocks, threads, shared_bytes, stream, arguments...) instead of <<<>>>
+//   * shared memory is dynamic, a struct or an array of the kernel's own: shared_memory<T>()
+//   * PTX only behind ptx.cuh
+#pragma once
+
+#include <cuda_runtime.h>
+
+#ifdef PACELINE_HOST_SIMT
+#include <simt/simt.h>
+#else
+
+#include "backend/cuda/check.h"
+
+namespace paceline::cuda {
+
+// The block's dynamic shared memory. 16-byte aligned; holds garbage at first.
+template <class T>
+__device__ __forceinline__ T* shared_memory() {
+  extern __shared__ __align__(16) unsigned char bytes[];
+  return reinterpret_cast<T*>(bytes);
+}
+
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), dim3 blocks, int threads, size_t shared_bytes, cudaStream_t stream, Arguments&&... arguments) {
+  constexpr size_t kGranted = 48 << 10;  // more must be asked for
+  if (shared_bytes > kGranted)
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)), "cudaFuncSetAttribute");
+  cudaLaunchConfig_t config{};
+  config.gridDim = blocks;
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), "cudaLaunchKernelEx");
+}
+
+}  // namespace paceline::cuda
+#endif

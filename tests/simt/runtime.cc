@@ -1,0 +1,295 @@
+#include "simt/runtime.h"
+
+#include <sys/mman.h>
+
+#include <cstdlib>
+#include <deque>
+#include <map>
+#include <memory>
+#include <stdexcept>
+#include <vector>
+
+#include "simt/simt.h"
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(at, bytes) ((void)(at), (void)(bytes))
+#define ASAN_UNPOISON_MEMORY_REGION(at, bytes) ((void)(at), (void)(bytes))
+#endif
+
+struct CUgraph_st {
+  std::vector<std::pair<const char*, std::function<void()>>> nodes;
+};
+struct CUgraphExec_st {
+  CUgraph_st graph;
+};
+struct CUstream_st {
+  std::deque<std::pair<const char*, std::function<void()>>> queue;
+  CUgraph_st* capturing = nullptr;
+};
+
+namespace simt {
+namespace {
+
+// Device memory: one stretch of addresses, closed but while work runs.
+class Arena {
+ public:
+  Arena() : base_(static_cast<char*>(mmap(nullptr, kBytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0))) {
+    if (base_ == MAP_FAILED) throw std::runtime_error("[simt] no addresses for device memory");
+  }
+  void* allocate(size_t bytes) {
+    const size_t size = (bytes + 255) / 256 * 256 + kGap;
+    auto free = free_.lower_bound(size);
+    size_t at;
+    if (free != free_.end() && free->first == size) {
+      at = free->second;
+      free_.erase(free);
+    } else {
+      if (used_ + size > kBytes) return nullptr;
+      at = used_;
+      used_ += size;
+    }
+    taken_[base_ + at] = {size, bytes};
+    in_use_ += bytes;
+    open();
+    ASAN_UNPOISON_MEMORY_REGION(base_ + at, bytes);
+    std::memset(base_ + at, 0xCB, bytes);
+    ASAN_POISON_MEMORY_REGION(base_ + at + bytes, size - bytes);
+    close();
+    return base_ + at;
+  }
+  bool release(void* memory) {
+    const auto found = taken_.find(static_cast<char*>(memory));
+    if (found == taken_.end()) return false;
+    ASAN_POISON_MEMORY_REGION(memory, found->second.second);
+    free_.emplace(found->second.first, found->first - base_);
+    in_use_ -= found->second.second;
+    taken_.erase(found);
+    return true;
+  }
+  bool owns(const void* at) const { return at >= base_ && at < base_ + kBytes; }
+  void open() { if (opened_++ == 0) protect(PROT_READ | PROT_WRITE); }
+  void close() { if (--opened_ == 0) protect(PROT_NONE); }
+  size_t in_use() const { return in_use_; }
+
+ private:
+  static constexpr size_t kBytes = size_t(8) << 30, kGap = 4096;
+  void protect(int how) { mprotect(base_, (used_ + 4095) / 4096 * 4096, how); }
+  char* base_;
+  size_t used_ = 0, in_use_ = 0;
+  int opened_ = 0;
+  std::map<char*, std::pair<size_t, size_t>> taken_;  // [size with gap, bytes asked for]
+  std::multimap<size_t, size_t> free_;
+};
+
+Arena& arena() {
+  static auto* the = new Arena;
+  return *the;
+}
+
+struct Runtime {
+  std::map<std::string, int> calls;
+  int until_failure = 0, nodes = 0, devices = 1;
+  std::string failed, fault;  // fault: what a kernel died of; sticks, as on a device
+};
+Runtime& runtime() {
+  static auto* the = new Runtime;
+  return *the;
+}
+
+// Counts a call; its answer.
+cudaError_t called(const char* name) {
+  Runtime& r = runtime();
+  ++r.calls[name];
+  if (!r.fault.empty()) return cudaErrorLaunchFailure;
+  if (r.until_failure > 0 && --r.until_failure == 0) {
+    r.failed = name;
+    return cudaErrorUnknown;
+  }
+  return cudaSuccess;
+}
+
+void run_next(CUstream_st& stream) {
+  const auto work = std::move(stream.queue.front());
+  stream.queue.pop_front();
+  if (!runtime().fault.empty()) return;
+  arena().open();
+  try {
+    work.second();
+  } catch (const std::exception& error) {
+    runtime().fault = error.what();
+  }
+  arena().close();
+}
+
+cudaError_t drain(cudaStream_t stream) {
+  while (!stream->queue.empty()) run_next(*stream);
+  return runtime().fault.empty() ? cudaSuccess : cudaErrorLaunchFailure;
+}
+
+
+// Ordered work: into the graph being captured, or the stream's queue.
+void submit(CUstream_st& stream, const char* what, std::function<void()> work) {
+  if (stream.capturing) stream.capturing->nodes.emplace_back(what, std::move(work));
+  else stream.queue.emplace_back(what, std::move(work));
+}
+
+// A host buffer that is pageable is read (written) before the call returns, pinned memory when its turn comes.
+std::map<const char*, size_t>& pinned() {
+  static auto* the = new std::map<const char*, size_t>;
+  return *the;
+}
+bool is_pinned(const void* at) {
+  auto after = pinned().upper_bound(static_cast<const char*>(at));
+  return after != pinned().begin() && at < std::prev(after)->first + std::prev(after)->second;
+}
+
+}  // namespace
+
+cudaError_t enqueue(cudaStream_t stream, const char* what, std::function<void()> work) {
+  if (const cudaError_t error = called(what)) return error;
+  submit(*stream, what, std::move(work));
+  return cudaSuccess;
+}
+
+int num_calls(const std::string& name) {
+  int all = 0;
+  for (const auto& [each, count] : runtime().calls)
+    if (name.empty() || each == name) all += count;
+  return all;
+}
+void reset_calls() { runtime().calls.clear(); }
+void fail_call(int n) {
+  runtime().until_failure = n;
+  runtime().failed.clear();
+  runtime().fault.clear();
+}
+std::string failed_call() { return runtime().failed; }
+int num_graph_nodes() { return runtime().nodes; }
+size_t device_bytes_in_use() { return arena().in_use(); }
+void set_device_count(int count) { runtime().devices = count; }
+
+}  // namespace simt
+
+using simt::called;
+
+// ------------------------------------------------------------------------------------------------ devices and errors
+cudaError_t cudaGetDeviceCount(int* count) {
+  *count = simt::runtime().devices;
+  if (const cudaError_t error = called("cudaGetDeviceCount")) return error;
+  return *count ? cudaSuccess : cudaErrorNoDevice;
+}
+cudaError_t cudaSetDevice(int) { return called("cudaSetDevice"); }
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  *value = attribute == cudaDevAttrComputeCapabilityMajor ? 9 : attribute == cudaDevAttrMultiProcessorCount ? 132 : 0;
+  return called("cudaDeviceGetAttribute");
+}
+cudaError_t cudaRuntimeGetVersion(int* version) { return *version = 13000, called("cudaRuntimeGetVersion"); }
+cudaError_t cudaDriverGetVersion(int* version) { return *version = 13000, called("cudaDriverGetVersion"); }
+cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
+  *total = size_t(8) << 30;
+  *free = *total - simt::device_bytes_in_use();
+  return called("cudaMemGetInfo");
+}
+cudaError_t cudaGetLastError() { return cudaSuccess; }
+const char* cudaGetErrorName(cudaError_t error) {
+  switch (error) {
+    case cudaSuccess: return "cudaSuccess";
+    case cudaErrorLaunchFailure: return "cudaErrorLaunchFailure";
+    case cudaErrorMemoryAllocation: return "cudaErrorMemoryAllocation";
+    case cudaErrorNoDevice: return "cudaErrorNoDevice";
+    case cudaErrorNotReady: return "cudaErrorNotReady";
+    case cudaErrorStreamCaptureUnsupported: return "cudaErrorStreamCaptureUnsupported";
+    default: return "cudaErrorUnknown";
+  }
+}
+const char* cudaGetErrorString(cudaError_t error) {
+  return error == cudaErrorLaunchFailure ? simt::runtime().fault.c_str() : "an error of the stub runtime";
+}
+
+// ------------------------------------------------------------------------------------------------ memory
+cudaError_t cudaMalloc(void** memory, size_t bytes) {
+  if (const cudaError_t error = called("cudaMalloc")) return error;
+  *memory = simt::arena().allocate(bytes);
+  return *memory ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+cudaError_t cudaFree(void* memory) {
+  if (const cudaError_t error = called("cudaFree")) return error;
+  return !memory || simt::arena().release(memory) ? cudaSuccess : cudaErrorInvalidValue;
+}
+cudaError_t cudaHostAlloc(void** memory, size_t bytes, unsigned) {
+  if (const cudaError_t error = called("cudaHostAlloc")) return error;
+  *memory = std::malloc(bytes);
+  std::memset(*memory, 0xCB, bytes);
+  simt::pinned()[static_cast<char*>(*memory)] = bytes;
+  return cudaSuccess;
+}
+cudaError_t cudaFreeHost(void* memory) {
+  if (const cudaError_t error = called("cudaFreeHost")) return error;
+  simt::pinned().erase(static_cast<char*>(memory));
+  std::free(memory);
+  return cudaSuccess;
+}
+cudaError_t cudaHostGetDevicePointer(void** device, void* host, unsigned) { return *device = host, called("cudaHostGetDevicePointer"); }
+cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream) {
+  return simt::enqueue(stream, "cudaMemsetAsync", [=] { std::memset(to, value, bytes); });
+}
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
+  const bool pageable_source = kind == cudaMemcpyHostToDevice && !simt::is_pinned(from);
+  const bool pageable_target = kind == cudaMemcpyDeviceToHost && !simt::is_pinned(to);
+  if (stream->capturing && (pageable_source || pageable_target)) return cudaErrorStreamCaptureUnsupported;
+  if (pageable_source) {
+    auto copy = std::make_shared<std::vector<char>>(static_cast<const char*>(from), static_cast<const char*>(from) + bytes);
+    return simt::enqueue(stream, "cudaMemcpyAsync", [=] { std::memcpy(to, copy->data(), bytes); });
+  }
+  const cudaError_t error = simt::enqueue(stream, "cudaMemcpyAsync", [=] { std::memcpy(to, from, bytes); });
+  return error == cudaSuccess && pageable_target ? simt::drain(stream) : error;
+}
+
+// ------------------------------------------------------------------------------------------------ streams, events, graphs
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+  if (const cudaError_t error = called("cudaStreamCreateWithFlags")) return error;
+  *stream = new CUstream_st;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  simt::drain(stream);
+  delete stream;
+  return called("cudaStreamDestroy");
+}
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  if (const cudaError_t error = called("cudaStreamSynchronize")) return error;
+  if (stream->capturing) return cudaErrorStreamCaptureUnsupported;
+  return simt::drain(stream);
+}
+cudaError_t cudaStreamQuery(cudaStream_t stream) {
+  if (const cudaError_t error = called("cudaStreamQuery")) return error;
+  if (!stream->queue.empty()) simt::run_next(*stream);
+  if (!simt::runtime().fault.empty()) return cudaErrorLaunchFailure;
+  return stream->queue.empty() ? cudaSuccess : cudaErrorNotReady;
+}
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+  if (const cudaError_t error = called("cudaStreamBeginCapture")) return error;
+  stream->capturing = new CUgraph_st;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
+  *graph = std::exchange(stream->capturing, nullptr);
+  return called("cudaStreamEndCapture");
+}
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned long long) {
+  if (const cudaError_t error = called("cudaGraphInstantiate")) return error;
+  *exec = new CUgraphExec_st{*graph};
+  return cudaSuccess;
+}
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
+  if (const cudaError_t error = called("cudaGraphLaunch")) return error;
+  simt::runtime().nodes = int(exec->graph.nodes.size());
+  for (const auto& [what, work] : exec->graph.nodes) stream->queue.emplace_back(what, work);
+  return cudaSuccess;
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) { return delete graph, called("cudaGraphDestroy"); }
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) { return delete exec, called("cudaGraphExecDestroy"); }
+cudaError_t cudaProfilerStart() { return called("cudaProfilerStart"); }
+cudaError_t cudaProfilerStop() { return called("cudaProfilerStop"); }
