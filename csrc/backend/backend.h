@@ -152,6 +152,8 @@ class Backend {
 
   // Memory.
   virtual Buffer allocate(size_t bytes) = 0;
+  // Memory that operations write and the host reads (and the other way round) without a copy. Small things only.
+  virtual Buffer allocate_shared(size_t bytes) = 0;
   virtual void upload(void* device, const void* host, size_t bytes) = 0;
   virtual void download(void* host, const void* device, size_t bytes) = 0;
   virtual void synchronize() = 0;
@@ -185,8 +187,10 @@ class Backend {
   virtual void norm_head(const Rows&, const float* x, int d, const float* norm, float eps, const PackedMatrix&, int v, float* logits /* [T, V] */) = 0;
   virtual void log_softmax(const Rows&, const float* logits, int v, float* out /* [T, V] */) = 0;
 
-  // Scratch for choosing from rows of up to vocab_size logits. Setup, before the first cycle.
-  virtual void prepare_sampling(int vocab_size) = 0;
+  // Setup, before the first pass and the first cycle: scratch for attention of `rows` rows, and for choosing from `rows` rows of up to
+  // vocab_size logits at once.
+  virtual void prepare_attention(int rows, int pages_per_slot, const AttentionShape&) = 0;
+  virtual void prepare_sampling(int rows, int vocab_size) = 0;
   // The cycle. Arithmetic: math/. `begin_cycle` clamps tau; the plans fill the rows of the next pass.
   virtual void begin_cycle(const CycleState&) = 0;
   virtual void plan_draft(const CycleState&, int step, const Rows&) = 0;
@@ -194,6 +198,9 @@ class Backend {
   virtual void plan_verify(const CycleState&, const Rows&) = 0;
   virtual void accept(const CycleState&, const float* logits /* [T, V] */, int vocab_size, const CycleResults&) = 0;
   virtual void timestamp(int64_t* nanoseconds) = 0;  // when the device gets here; only differences mean anything
+  // The end of a line: adds one to a counter in shared memory, once everything before it can be read there; the host waits for it.
+  virtual void count_up(int64_t* counter) = 0;
+  virtual void wait_for(const int64_t* counter, int64_t value) = 0;
   // Pages for fork: page from[i] is copied to to[i].
   virtual void copy_pages(const KvLayer&, const AttentionShape&, const int32_t* from, const int32_t* to, int count) = 0;
   // Debug: a hash of the K and V of one position, the same wherever its page lies.
@@ -202,5 +209,7 @@ class Backend {
 
 // threads 0 = one per core we may use. level: "", or one of avx2, avx512, avx512_bf16 to force it.
 std::unique_ptr<Backend> make_cpu_backend(int num_threads, const std::string& level);
+// The backend in a library of its own (plugin.h). Throws DeviceError that says why it cannot be had.
+std::unique_ptr<Backend> load_backend(const std::string& path, int device);
 
 }  // namespace paceline

@@ -6,7 +6,7 @@ namespace paceline {
 // for `coupled`). Nothing is read back and no branch depends on data: a slot that drafts less than tau simply has fewer rows.
 // Plain decoding is tau = 0 of this very line.
 void Cycle::enqueue(int tau) {
-  backend_.timestamp(device_stamps_ + 0);
+  backend_.timestamp(stamps_ + 0);
   backend_.begin_cycle(state_);
 
   // 1. The draft proposes tau tokens, one at a time. Its first pass also feeds the row it lacks after full acceptance.
@@ -15,24 +15,23 @@ void Cycle::enqueue(int tau) {
     draft_->forward(draft_rows_.rows(), state_.draft_logits + size_t(state_.draft_logits_row(step)) * state_.draft_vocab_size);
     backend_.sample_draft(state_, step);
   }
-  backend_.timestamp(device_stamps_ + 1);
+  backend_.timestamp(stamps_ + 1);
 
   // 2. The target scores all tau + 1 positions in one pass.
   backend_.plan_verify(state_, verify_rows_.rows());
   target_.forward(verify_rows_.rows(), target_logits_);
-  backend_.timestamp(device_stamps_ + 2);
+  backend_.timestamp(stamps_ + 2);
 
   // 3. The longest prefix the target agrees to stays, one token of its own follows; lengths move, and with them both caches.
-  backend_.accept(state_, target_logits_, target_.vocab_size(), device_);
-  backend_.timestamp(device_stamps_ + 3);
+  backend_.accept(state_, target_logits_, target_.vocab_size(), results_);
+  backend_.timestamp(stamps_ + 3);
+  backend_.count_up(finished_);
 }
 
 Cycle::Cycle(Backend& backend, Model& target, Model* draft, const Limits& limits)
     : backend_(backend), target_(target), draft_(draft), limits_(limits), width_(limits.tau_max + 1),
-      draft_rows_(backend, 2 * limits.num_slots), verify_rows_(backend, limits.num_slots * (limits.tau_max + 1)),
-      results_(limits.num_slots), tokens_(size_t(limits.num_slots) * width_), top_ids_(tokens_.size() * kMaxTopLogprobs),
-      logprobs_(tokens_.size()), top_logprobs_(top_ids_.size()), row_hashes_(limits.hash_logits ? tokens_.size() : 0) {
-  backend.prepare_sampling(std::max(target.vocab_size(), draft ? draft->vocab_size() : 0));
+      draft_rows_(backend, 2 * limits.num_slots), verify_rows_(backend, limits.num_slots * (limits.tau_max + 1)) {
+  backend.prepare_sampling(verify_rows_.capacity(), std::max(target.vocab_size(), draft ? draft->vocab_size() : 0));
   const size_t slots = limits.num_slots, emitted = slots * width_;
   const int draft_vocab = draft ? draft->vocab_size() : 0;
   state_ = CycleState{};
@@ -52,15 +51,22 @@ Cycle::Cycle(Backend& backend, Model& target, Model* draft, const Limits& limits
   state_.params = make<SlotParams>(slots);
   state_.draft_logits = make<float>(limits.tau_max ? slots * width_ * draft_vocab : 0);
   target_logits_ = make<float>(emitted * target.vocab_size());
-  device_ = {make<CycleResult>(slots), make<int32_t>(emitted), make<float>(emitted), make<int32_t>(emitted * kMaxTopLogprobs),
-             make<float>(emitted * kMaxTopLogprobs), limits.hash_logits ? make<uint64_t>(emitted) : nullptr};
-  device_stamps_ = make<int64_t>(4);
+  results_ = {share<CycleResult>(slots), share<int32_t>(emitted), share<float>(emitted), share<int32_t>(emitted * kMaxTopLogprobs),
+              share<float>(emitted * kMaxTopLogprobs), limits.hash_logits ? share<uint64_t>(emitted) : nullptr};
+  stamps_ = share<int64_t>(4);
+  finished_ = share<int64_t>(1);
   for (int tau = 0; tau <= limits.tau_max; ++tau) graphs_.push_back(backend_.capture([this, tau] { enqueue(tau); }));
 }
 
 template <class T>
 T* Cycle::make(size_t count) {
   buffers_.push_back(backend_.allocate(count * sizeof(T)));
+  return buffers_.back().as<T>();
+}
+
+template <class T>
+T* Cycle::share(size_t count) {
+  buffers_.push_back(backend_.allocate_shared(count * sizeof(T)));
   return buffers_.back().as<T>();
 }
 
@@ -71,7 +77,6 @@ void Cycle::start(int slot, const SlotParams& params, const std::vector<int32_t>
   backend_.upload(state_.length + slot, &length, sizeof length);
   for (int32_t* each : {state_.running, state_.wanted_tau, state_.target_cached, state_.draft_cached})
     backend_.upload(each + slot, &none, sizeof none);
-  top_wanted_ |= params.num_logprobs > 0;
 }
 
 void Cycle::set_target_cached(int slot, int positions) { backend_.upload(state_.target_cached + slot, &positions, sizeof positions); }
@@ -84,18 +89,7 @@ void Cycle::set_running(int slot, bool running) {
 
 void Cycle::run(int tau) {
   graphs_[tau]->launch();
-  read_results();
-}
-
-void Cycle::read_results() {
-  backend_.download(results_.data(), device_.slot, results_.size() * sizeof(CycleResult));
-  backend_.download(tokens_.data(), device_.tokens, tokens_.size() * sizeof(int32_t));
-  backend_.download(logprobs_.data(), device_.logprobs, logprobs_.size() * sizeof(float));
-  backend_.download(stamps_, device_stamps_, sizeof stamps_);
-  backend_.download(row_hashes_.data(), device_.row_hashes, row_hashes_.size() * sizeof(uint64_t));
-  if (!top_wanted_) return;
-  backend_.download(top_ids_.data(), device_.top_ids, top_ids_.size() * sizeof(int32_t));
-  backend_.download(top_logprobs_.data(), device_.top_logprobs, top_logprobs_.size() * sizeof(float));
+  backend_.wait_for(finished_, ++launched_);
 }
 
 size_t Cycle::workspace_bytes() const {

@@ -29,16 +29,16 @@ class Cycle {
   void set_running(int slot, bool running);
   void set_wanted_tau(int slot, int tau);
 
-  // One cycle for all running slots, tau drafts at most. One launch; the host only waits for the results.
+  // One cycle for all running slots, tau drafts at most: one launch. The host then reads the results where the device has put them.
   void run(int tau);
 
-  // Results of the last cycle, in host memory.
-  const CycleResult& result(int slot) const { return results_[slot]; }
-  const int32_t* tokens(int slot) const { return tokens_.data() + size_t(slot) * width_; }
-  const float* logprobs(int slot) const { return logprobs_.data() + size_t(slot) * width_; }
-  const int32_t* top_ids(int slot, int i) const { return top_ids_.data() + (size_t(slot) * width_ + i) * kMaxTopLogprobs; }
-  const float* top_logprobs(int slot, int i) const { return top_logprobs_.data() + (size_t(slot) * width_ + i) * kMaxTopLogprobs; }
-  const uint64_t* row_hashes(int slot) const { return row_hashes_.data() + size_t(slot) * width_; }  // debug only
+  // Results of the last cycle.
+  const CycleResult& result(int slot) const { return results_.slot[slot]; }
+  const int32_t* tokens(int slot) const { return results_.tokens + size_t(slot) * width_; }
+  const float* logprobs(int slot) const { return results_.logprobs + size_t(slot) * width_; }
+  const int32_t* top_ids(int slot, int i) const { return results_.top_ids + (size_t(slot) * width_ + i) * kMaxTopLogprobs; }
+  const float* top_logprobs(int slot, int i) const { return results_.top_logprobs + (size_t(slot) * width_ + i) * kMaxTopLogprobs; }
+  const uint64_t* row_hashes(int slot) const { return results_.row_hashes + size_t(slot) * width_; }  // debug only
   double draft_seconds() const { return 1e-9 * double(stamps_[1] - stamps_[0]); }
   double verify_seconds() const { return 1e-9 * double(stamps_[2] - stamps_[1]); }
   double sample_seconds() const { return 1e-9 * double(stamps_[3] - stamps_[2]); }
@@ -48,9 +48,10 @@ class Cycle {
 
  private:
   void enqueue(int tau);
-  void read_results();
   template <class T>
   T* make(size_t count);
+  template <class T>
+  T* share(size_t count);
 
   Backend& backend_;
   Model& target_;
@@ -61,16 +62,11 @@ class Cycle {
   CycleState state_;
   RowsBuffer draft_rows_, verify_rows_;
   float* target_logits_;
-  CycleResults device_;
-  int64_t* device_stamps_;
+  CycleResults results_;   // in shared memory, as what follows
+  int64_t* stamps_;        // [4]
+  int64_t* finished_;      // cycles
+  int64_t launched_ = 0;
   std::vector<std::unique_ptr<Graph>> graphs_;  // one per tau 0..tau_max
-
-  std::vector<CycleResult> results_;
-  std::vector<int32_t> tokens_, top_ids_;
-  std::vector<float> logprobs_, top_logprobs_;
-  std::vector<uint64_t> row_hashes_;  // empty unless hashing is on
-  bool top_wanted_ = false;  // a slot that reports alternatives has started: read them back too
-  int64_t stamps_[4] = {};
 };
 
 }  // namespace paceline

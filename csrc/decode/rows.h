@@ -12,15 +12,16 @@ class RowsBuffer {
   RowsBuffer(Backend& backend, int capacity)
       : backend_(backend), capacity_(capacity), memory_(backend.allocate((1 + 3 * size_t(capacity)) * sizeof(int32_t))) {}
 
+  // Host-made rows are known to be no more than they are.
   Rows rows() const {
     int32_t* base = memory_.as<int32_t>();
-    return {capacity_, base, base + 1, base + 1 + capacity_, base + 1 + 2 * capacity_};
+    return {filled_ ? filled_ : capacity_, base, base + 1, base + 1 + capacity_, base + 1 + 2 * capacity_};
   }
 
   // Host-made rows, at most `capacity`.
   void fill(const std::vector<int32_t>& slots, const std::vector<int32_t>& positions, const std::vector<int32_t>& tokens) {
     const Rows to = rows();
-    const int32_t live = int32_t(tokens.size());
+    const int32_t live = filled_ = int32_t(tokens.size());
     backend_.upload(to.live, &live, sizeof live);
     backend_.upload(to.slot, slots.data(), slots.size() * sizeof(int32_t));
     backend_.upload(to.position, positions.data(), positions.size() * sizeof(int32_t));
@@ -32,7 +33,7 @@ class RowsBuffer {
 
  private:
   Backend& backend_;
-  int capacity_;
+  int capacity_, filled_ = 0;
   Buffer memory_;
 };
 

@@ -16,6 +16,7 @@ Transformer::Transformer(std::shared_ptr<Weights> weights, const Limits& limits)
   gated_ = backend_.allocate(rows * config_.intermediate_size * sizeof(float));
   fill_rope_tables();
   shape_ = {config_.num_heads, config_.num_kv_heads, config_.head_dim, rope_cos_.as<float>(), rope_sin_.as<float>()};
+  backend_.prepare_attention(limits.max_rows, cache_.pages().pages_per_slot(), shape_);
 }
 
 void Transformer::forward(const Rows& rows, float* logits) {

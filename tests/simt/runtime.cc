@@ -98,18 +98,6 @@ Runtime& runtime() {
   return *the;
 }
 
-// Counts a call; its answer.
-cudaError_t called(const char* name) {
-  Runtime& r = runtime();
-  ++r.calls[name];
-  if (!r.fault.empty()) return cudaErrorLaunchFailure;
-  if (r.until_failure > 0 && --r.until_failure == 0) {
-    r.failed = name;
-    return cudaErrorUnknown;
-  }
-  return cudaSuccess;
-}
-
 void run_next(CUstream_st& stream) {
   const auto work = std::move(stream.queue.front());
   stream.queue.pop_front();
@@ -147,6 +135,17 @@ bool is_pinned(const void* at) {
 
 }  // namespace
 
+cudaError_t called(const char* name) {
+  Runtime& r = runtime();
+  ++r.calls[name];
+  if (!r.fault.empty()) return cudaErrorLaunchFailure;
+  if (r.until_failure > 0 && --r.until_failure == 0) {
+    r.failed = name;
+    return cudaErrorUnknown;
+  }
+  return cudaSuccess;
+}
+
 cudaError_t enqueue(cudaStream_t stream, const char* what, std::function<void()> work) {
   if (const cudaError_t error = called(what)) return error;
   submit(*stream, what, std::move(work));
@@ -181,10 +180,6 @@ cudaError_t cudaGetDeviceCount(int* count) {
   return *count ? cudaSuccess : cudaErrorNoDevice;
 }
 cudaError_t cudaSetDevice(int) { return called("cudaSetDevice"); }
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  *value = attribute == cudaDevAttrComputeCapabilityMajor ? 9 : attribute == cudaDevAttrMultiProcessorCount ? 132 : 0;
-  return called("cudaDeviceGetAttribute");
-}
 cudaError_t cudaRuntimeGetVersion(int* version) { return *version = 13000, called("cudaRuntimeGetVersion"); }
 cudaError_t cudaDriverGetVersion(int* version) { return *version = 13000, called("cudaDriverGetVersion"); }
 cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
@@ -193,6 +188,12 @@ cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
   return called("cudaMemGetInfo");
 }
 cudaError_t cudaGetLastError() { return cudaSuccess; }
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
+  *properties = {};
+  std::strcpy(properties->name, "stub");
+  properties->major = 9;
+  return called("cudaGetDeviceProperties");
+}
 const char* cudaGetErrorName(cudaError_t error) {
   switch (error) {
     case cudaSuccess: return "cudaSuccess";

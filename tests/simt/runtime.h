@@ -8,6 +8,8 @@
 
 #include <string>
 
+#include <cuda_runtime_api.h>
+
 namespace simt {
 
 // Calls since reset_calls, of one name or (empty) of all.
@@ -17,6 +19,9 @@ void reset_calls();
 void fail_call(int n);
 // Name of the call that was made to fail; empty: none was.
 std::string failed_call();
+
+// Counts a call of this name; its answer.
+cudaError_t called(const char* name);
 
 int num_graph_nodes();         // of the graph launched last
 size_t device_bytes_in_use();

@@ -86,7 +86,8 @@ void CpuBackend::reserve_rows(int k, DType dtype) {
   private_rows_ = allocate(bytes * kPrivateRows * pool_.num_threads());
 }
 
-void CpuBackend::prepare_sampling(int vocab_size) {
+// A thread works on one row at a time.
+void CpuBackend::prepare_sampling(int, int vocab_size) {
   if (vocab_size <= vocab_size_) return;
   vocab_size_ = vocab_size;
   const size_t count = 2 * pool_.num_threads();

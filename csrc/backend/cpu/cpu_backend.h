@@ -59,6 +59,7 @@ class CpuBackend final : public Backend {
 
   std::string description() const override;
   Buffer allocate(size_t bytes) override;
+  Buffer allocate_shared(size_t bytes) override { return allocate(bytes); }
   void upload(void* device, const void* host, size_t bytes) override;
   void download(void* host, const void* device, size_t bytes) override;
   void synchronize() override {}
@@ -77,13 +78,16 @@ class CpuBackend final : public Backend {
   void norm_head(const Rows&, const float* x, int d, const float* norm, float eps, const PackedMatrix&, int v, float* logits) override;
   void log_softmax(const Rows&, const float* logits, int v, float* out) override;
 
-  void prepare_sampling(int vocab_size) override;
+  void prepare_attention(int, int, const AttentionShape&) override {}
+  void prepare_sampling(int rows, int vocab_size) override;
   void begin_cycle(const CycleState&) override;
   void plan_draft(const CycleState&, int step, const Rows&) override;
   void sample_draft(const CycleState&, int step) override;
   void plan_verify(const CycleState&, const Rows&) override;
   void accept(const CycleState&, const float* logits, int vocab_size, const CycleResults&) override;
   void timestamp(int64_t* nanoseconds) override;
+  void count_up(int64_t* counter) override { ++*counter; }
+  void wait_for(const int64_t*, int64_t) override {}
   void copy_pages(const KvLayer&, const AttentionShape&, const int32_t* from, const int32_t* to, int count) override;
   uint64_t hash_kv(const KvLayer&, const AttentionShape&, int slot, int position) override;
 

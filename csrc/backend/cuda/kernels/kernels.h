@@ -49,5 +49,6 @@ void plan_verify(cudaStream_t, const CycleState&, const Rows&);
 void accept(cudaStream_t, const CycleState&, const float* logits, int vocab_size, const CycleResults&, void* scratch);
 void log_softmax(cudaStream_t, const Rows&, const float* logits, int v, float* out);
 void timestamp(cudaStream_t, int64_t* nanoseconds);
+void count_up(cudaStream_t, int64_t* counter);
 
 }  // namespace paceline::cuda

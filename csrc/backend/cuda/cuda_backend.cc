@@ -1,0 +1,216 @@
+#include "backend/cuda/cuda_backend.h"
+
+#include <algorithm>
+
+#include "backend/cuda/check.h"
+#include "backend/cuda/kernels/kernels.h"
+
+namespace paceline::cuda {
+namespace {
+
+const CudaMatrix& matrix_of(const PackedMatrix& packed) { return static_cast<const CudaMatrix&>(packed); }
+
+size_t page_bytes(const AttentionShape& shape, DType dtype) {
+  return size_t(shape.num_kv_heads) * kPagePositions * shape.head_dim * size_of(dtype);
+}
+
+class CudaGraph final : public Graph {
+ public:
+  CudaGraph(cudaGraphExec_t executable, cudaStream_t stream) : executable_(executable), stream_(stream) {}
+  ~CudaGraph() override { cudaGraphExecDestroy(executable_); }
+  void launch() override { check(cudaGraphLaunch(executable_, stream_), "cudaGraphLaunch"); }
+
+ private:
+  cudaGraphExec_t executable_;
+  cudaStream_t stream_;
+};
+
+}  // namespace
+
+CudaBackend::CudaBackend(int device) {
+  cudaDeviceProp properties{};
+  check(cudaSetDevice(device), "cudaSetDevice");
+  check(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties");
+  require(properties.major >= 8, "[Engine] device cuda needs compute capability 8.0 or newer, ", properties.name, " has ", properties.major, ".",
+          properties.minor);
+  description_ = message("cuda: ", properties.name, ", compute capability ", properties.major, ".", properties.minor);
+  check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
+  try {
+    matmul_ = std::make_unique<Matmul>(stream_);
+  } catch (...) {
+    cudaStreamDestroy(stream_);
+    throw;
+  }
+}
+
+CudaBackend::~CudaBackend() {
+  cudaStreamSynchronize(stream_);  // whatever still runs reads memory that goes now
+  matmul_.reset();
+  for (Buffer* each : {&operand_, &sums_, &attention_scratch_, &sampling_scratch_}) *each = {};
+  cudaStreamDestroy(stream_);
+}
+
+// ------------------------------------------------------------------------------------------------ memory
+
+Buffer CudaBackend::allocate(size_t bytes) {
+  if (bytes == 0) return {};
+  void* memory = nullptr;
+  check(cudaMalloc(&memory, bytes), "cudaMalloc");
+  Buffer buffer(memory, bytes, [](void* p) { cudaFree(p); });
+  check(cudaMemsetAsync(memory, 0, bytes, stream_), "cudaMemsetAsync");
+  return buffer;
+}
+
+// Pinned and mapped. Under unified addressing, which every supported device has, its address is the same on both sides.
+Buffer CudaBackend::allocate_shared(size_t bytes) {
+  if (bytes == 0) return {};
+  void* memory = nullptr;
+  check(cudaHostAlloc(&memory, bytes, cudaHostAllocMapped), "cudaHostAlloc");
+  std::memset(memory, 0, bytes);
+  return Buffer(memory, bytes, [](void* p) { cudaFreeHost(p); });
+}
+
+void CudaBackend::upload(void* device, const void* host, size_t bytes) {
+  if (bytes) check(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream_), "cudaMemcpyAsync to the device");
+}
+
+void CudaBackend::download(void* host, const void* device, size_t bytes) {
+  if (bytes == 0) return;
+  check(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream_), "cudaMemcpyAsync to the host");
+  synchronize();
+}
+
+void CudaBackend::synchronize() { check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize"); }
+
+// What a line enqueues while it is captured is recorded instead of run. A line that throws leaves the stream as it was.
+std::unique_ptr<Graph> CudaBackend::capture(std::function<void()> line) {
+  check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
+  cudaGraph_t graph = nullptr;
+  try {
+    line();
+  } catch (...) {
+    cudaStreamEndCapture(stream_, &graph);
+    if (graph) cudaGraphDestroy(graph);
+    throw;
+  }
+  const cudaError_t ended = cudaStreamEndCapture(stream_, &graph);
+  cudaGraphExec_t executable = nullptr;
+  const cudaError_t made = ended == cudaSuccess ? cudaGraphInstantiate(&executable, graph, 0) : ended;
+  if (graph) cudaGraphDestroy(graph);
+  check(ended, "cudaStreamEndCapture");
+  check(made, "cudaGraphInstantiate");
+  return std::make_unique<CudaGraph>(executable, stream_);
+}
+
+void CudaBackend::reserve(Buffer& buffer, size_t bytes) {
+  if (bytes <= buffer.bytes()) return;
+  synchronize();
+  buffer = {};
+  buffer = allocate(bytes);
+}
+
+// The counter lives in shared memory: the host watches it instead of waiting for the stream, and asks the stream only now and then
+// whether it still lives.
+void CudaBackend::wait_for(const int64_t* counter, int64_t value) {
+  constexpr int kLooks = 4096;  // some ten microseconds
+  const auto reached = [&] { return __atomic_load_n(counter, __ATOMIC_ACQUIRE) >= value; };
+  while (true) {
+    for (int look = 0; look < kLooks; ++look)
+      if (reached()) return;
+    const cudaError_t state = cudaStreamQuery(stream_);
+    if (state == cudaErrorNotReady || reached()) continue;
+    check(state, "cudaStreamQuery");
+    throw DeviceError("[cuda] the stream has ended and the cycle left no result");
+  }
+}
+
+// ------------------------------------------------------------------------------------------------ the network
+
+template <class Finish>
+void CudaBackend::product(const Rows& rows, const float* x, const float* norm, float eps, const PackedMatrix& packed, Finish finish) {
+  const CudaMatrix& w = matrix_of(packed);
+  for (int first = 0; first < rows.capacity; first += kRowBlock) {
+    pack_rows(stream_, rows, first, x, w.k(), norm, eps, w.dtype(), operand_.as<void>());
+    matmul_->multiply(w.data(), w.outputs(), padded_k(w.k()), w.dtype(), operand_.as<void>(), sums_.as<float>());
+    finish(first, sums_.as<float>(), w.outputs());
+  }
+}
+
+void CudaBackend::embed(const Rows& rows, const PackedMatrix& table, int d, float* x) {
+  cuda::embed(stream_, rows, matrix_of(table).data(), matrix_of(table).dtype(), d, x);
+}
+
+void CudaBackend::norm_qkv_rope_write(const Rows& rows, const float* x, int, const QkvWeights& weights, const AttentionShape& shape,
+                                      const KvLayer& kv, float* qkv) {
+  product(rows, x, weights.norm, weights.eps, *weights.qkv, [&](int first, const float* sums, int columns) {
+    finish_qkv(stream_, rows, first, sums, columns, weights, shape, kv, qkv);
+  });
+}
+
+void CudaBackend::attention(const Rows& rows, const float* qkv, const AttentionShape& shape, const KvLayer& kv, float* out) {
+  cuda::attention(stream_, rows, qkv, shape, kv, attention_scratch_.as<void>(), attention_scratch_.bytes(), out);
+}
+
+void CudaBackend::linear_residual(const Rows& rows, const float* in, int, const PackedMatrix& packed, const float* bias, float* x, int d) {
+  product(rows, in, nullptr, 0, packed, [&](int first, const float* sums, int columns) {
+    finish_residual(stream_, rows, first, sums, columns, bias, x, d);
+  });
+}
+
+void CudaBackend::norm_gate_up(const Rows& rows, const float* x, int, const float* norm, float eps, const PackedMatrix& packed, int f, float* out) {
+  product(rows, x, norm, eps, packed, [&](int first, const float* sums, int columns) {
+    finish_gate_up(stream_, rows, first, sums, columns, f, out);
+  });
+}
+
+void CudaBackend::norm_head(const Rows& rows, const float* x, int, const float* norm, float eps, const PackedMatrix& packed, int v, float* logits) {
+  product(rows, x, norm, eps, packed, [&](int first, const float* sums, int columns) {
+    finish_logits(stream_, rows, first, sums, columns, v, logits);
+  });
+}
+
+// ------------------------------------------------------------------------------------------------ pages
+
+void CudaBackend::prepare_attention(int rows, int pages_per_slot, const AttentionShape& shape) {
+  reserve(attention_scratch_, attention_scratch_bytes(rows, pages_per_slot, shape));
+}
+
+void CudaBackend::copy_pages(const KvLayer& kv, const AttentionShape& shape, const int32_t* from, const int32_t* to, int count) {
+  const size_t bytes = page_bytes(shape, kv.dtype);
+  for (int i = 0; i < count; ++i)
+    for (void* plane : {kv.keys, kv.values}) {
+      char* pages = static_cast<char*>(plane);
+      check(cudaMemcpyAsync(pages + to[i] * bytes, pages + from[i] * bytes, bytes, cudaMemcpyDeviceToDevice, stream_), "cudaMemcpyAsync of a page");
+    }
+}
+
+uint64_t CudaBackend::hash_kv(const KvLayer& kv, const AttentionShape& shape, int slot, int position) {
+  int32_t page = 0;
+  download(&page, kv.page_table + size_t(slot) * kv.pages_per_slot + position / kPagePositions, sizeof page);
+  const size_t head_bytes = size_t(shape.head_dim) * size_of(kv.dtype);
+  std::vector<unsigned char> values(head_bytes);
+  uint64_t hash = 0x243F6A8885A308D3u;
+  for (int head = 0; head < shape.num_kv_heads; ++head)
+    for (const void* plane : {kv.keys, kv.values}) {
+      const size_t at = page * page_bytes(shape, kv.dtype) + (size_t(head) * kPagePositions + position % kPagePositions) * head_bytes;
+      download(values.data(), static_cast<const char*>(plane) + at, head_bytes);
+      for (unsigned char byte : values) hash = (hash ^ byte) * 0x9E3779B97F4A7C15u, hash ^= hash >> 29;
+    }
+  return hash;
+}
+
+// ------------------------------------------------------------------------------------------------ the cycle
+
+void CudaBackend::log_softmax(const Rows& rows, const float* logits, int v, float* out) { cuda::log_softmax(stream_, rows, logits, v, out); }
+void CudaBackend::prepare_sampling(int rows, int vocab_size) { reserve(sampling_scratch_, sampling_scratch_bytes(rows, vocab_size)); }
+void CudaBackend::begin_cycle(const CycleState& state) { cuda::begin_cycle(stream_, state); }
+void CudaBackend::plan_draft(const CycleState& state, int step, const Rows& rows) { cuda::plan_draft(stream_, state, step, rows); }
+void CudaBackend::sample_draft(const CycleState& state, int step) { cuda::sample_draft(stream_, state, step, sampling_scratch_.as<void>()); }
+void CudaBackend::plan_verify(const CycleState& state, const Rows& rows) { cuda::plan_verify(stream_, state, rows); }
+void CudaBackend::accept(const CycleState& state, const float* logits, int vocab_size, const CycleResults& results) {
+  cuda::accept(stream_, state, logits, vocab_size, results, sampling_scratch_.as<void>());
+}
+void CudaBackend::timestamp(int64_t* nanoseconds) { cuda::timestamp(stream_, nanoseconds); }
+void CudaBackend::count_up(int64_t* counter) { cuda::count_up(stream_, counter); }
+
+}  // namespace paceline::cuda

@@ -1,0 +1,80 @@
+// The CUDA backend: one stream, on which every operation enqueues its kernels and products; nothing waits but what says so.
+#pragma once
+
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "backend/backend.h"
+#include "backend/cuda/matmul.h"
+
+namespace paceline::cuda {
+
+class CudaMatrix final : public PackedMatrix {
+ public:
+  CudaMatrix(Buffer memory, int num_blocks, int k, DType dtype) : memory_(std::move(memory)), outputs_(16 * num_blocks), k_(k), dtype_(dtype) {}
+  size_t bytes() const override { return memory_.bytes(); }
+  void* data() const { return memory_.as<void>(); }  // [outputs, padded_k(k)] of dtype
+  int outputs() const { return outputs_; }
+  int k() const { return k_; }
+  DType dtype() const { return dtype_; }
+
+ private:
+  Buffer memory_;
+  int outputs_, k_;
+  DType dtype_;
+};
+
+class CudaBackend final : public Backend {
+ public:
+  explicit CudaBackend(int device);
+  ~CudaBackend() override;
+
+  std::string description() const override { return description_; }
+  Buffer allocate(size_t bytes) override;
+  Buffer allocate_shared(size_t bytes) override;
+  void upload(void* device, const void* host, size_t bytes) override;
+  void download(void* host, const void* device, size_t bytes) override;
+  void synchronize() override;
+  std::unique_ptr<Graph> capture(std::function<void()> line) override;
+
+  size_t matrix_bytes(int num_blocks, int k, DType dtype) const override;
+  std::unique_ptr<PackedMatrix> matrix_in(Buffer memory, int num_blocks, int k, DType dtype) override;
+  void pack_weights(PackedMatrix& matrix, const TensorView& part, int first_block, int block_stride) override;
+  Buffer adopt(Buffer host) override;
+
+  void embed(const Rows&, const PackedMatrix& table, int d, float* x) override;
+  void norm_qkv_rope_write(const Rows&, const float* x, int d, const QkvWeights&, const AttentionShape&, const KvLayer&, float* qkv) override;
+  void attention(const Rows&, const float* qkv, const AttentionShape&, const KvLayer&, float* out) override;
+  void linear_residual(const Rows&, const float* in, int k, const PackedMatrix&, const float* bias, float* x, int d) override;
+  void norm_gate_up(const Rows&, const float* x, int d, const float* norm, float eps, const PackedMatrix&, int f, float* out) override;
+  void norm_head(const Rows&, const float* x, int d, const float* norm, float eps, const PackedMatrix&, int v, float* logits) override;
+  void log_softmax(const Rows&, const float* logits, int v, float* out) override;
+
+  void prepare_attention(int rows, int pages_per_slot, const AttentionShape&) override;
+  void prepare_sampling(int rows, int vocab_size) override;
+  void begin_cycle(const CycleState&) override;
+  void plan_draft(const CycleState&, int step, const Rows&) override;
+  void sample_draft(const CycleState&, int step) override;
+  void plan_verify(const CycleState&, const Rows&) override;
+  void accept(const CycleState&, const float* logits, int vocab_size, const CycleResults&) override;
+  void timestamp(int64_t* nanoseconds) override;
+  void count_up(int64_t* counter) override;
+  void wait_for(const int64_t* counter, int64_t value) override;
+  void copy_pages(const KvLayer&, const AttentionShape&, const int32_t* from, const int32_t* to, int count) override;
+  uint64_t hash_kv(const KvLayer&, const AttentionShape&, int slot, int position) override;
+
+ private:
+  // finish(first_row, sums [kRowBlock, outputs]) for each block of rows of a product.
+  template <class Finish>
+  void product(const Rows& rows, const float* x, const float* norm, float eps, const PackedMatrix& w, Finish finish);
+  void reserve(Buffer& buffer, size_t bytes);
+
+  std::string description_;
+  cudaStream_t stream_ = nullptr;
+  std::unique_ptr<Matmul> matmul_;
+  // Scratch, grown only while models are built: every graph is captured later.
+  Buffer operand_, sums_, attention_scratch_, sampling_scratch_;
+};
+
+}  // namespace paceline::cuda

@@ -1,0 +1,145 @@
+// The plugin's side of the boundary: the table of plugin.h over a CudaBackend. Exceptions become a status and a text.
+#include "backend/plugin.h"
+
+#include "backend/cuda/cuda_backend.h"
+
+namespace paceline::cuda {
+namespace {
+
+using Status = BackendPlugin::Status;
+
+std::string& last_error() {
+  static thread_local std::string text;
+  return text;
+}
+
+template <class Body>
+Status guarded(Body body) noexcept {
+  try {
+    body();
+    return kPluginOk;
+  } catch (const std::invalid_argument& error) {
+    last_error() = error.what();
+    return kPluginInvalid;
+  } catch (const CapacityError& error) {
+    last_error() = error.what();
+    return kPluginCapacity;
+  } catch (const std::exception& error) {
+    last_error() = error.what();
+    return kPluginDevice;
+  } catch (...) {
+    last_error() = "[cuda] an unknown exception";
+    return kPluginDevice;
+  }
+}
+
+CudaBackend& at(void* backend) { return *static_cast<CudaBackend*>(backend); }
+PackedMatrix& matrix(void* handle) { return *static_cast<PackedMatrix*>(handle); }
+const PackedMatrix& matrix(const void* handle) { return *static_cast<const PackedMatrix*>(handle); }
+
+// A member of CudaBackend as a function of the table: arguments that are structs come by pointer.
+template <class T>
+struct Crossing {
+  using Type = T;
+  static T back(T value) { return value; }
+};
+template <class T>
+struct Crossing<const T&> {
+  using Type = const T*;
+  static const T& back(const T* value) { return *value; }
+};
+template <>
+struct Crossing<const PackedMatrix&> {
+  using Type = const void*;
+  static const PackedMatrix& back(const void* value) { return matrix(value); }
+};
+
+template <auto Member>
+struct Forward;
+template <class... Parameters, void (CudaBackend::*Member)(Parameters...)>
+struct Forward<Member> {
+  static Status call(void* backend, typename Crossing<Parameters>::Type... arguments) {
+    return guarded([&] { (at(backend).*Member)(Crossing<Parameters>::back(arguments)...); });
+  }
+};
+template <auto Member>
+constexpr auto forward = &Forward<Member>::call;
+
+Status create(int32_t device, void** backend) {
+  return guarded([&] { *backend = new CudaBackend(device); });
+}
+Status allocate(void* backend, int32_t shared, size_t bytes, void** buffer, void** data) {
+  return guarded([&] {
+    auto made = std::make_unique<Buffer>(shared ? at(backend).allocate_shared(bytes) : at(backend).allocate(bytes));
+    *data = made->as<void>();
+    *buffer = made.release();
+  });
+}
+Status capture(void* backend, int32_t (*line)(void*), void* context, void** graph) {
+  return guarded([&] {
+    *graph = at(backend).capture([&] {
+      if (line(context) != 0) throw DeviceError("[cuda] the line that was being captured failed");
+    }).release();
+  });
+}
+Status matrix_bytes(void* backend, int32_t num_blocks, int32_t k, DType dtype, size_t* bytes) {
+  return guarded([&] { *bytes = at(backend).matrix_bytes(num_blocks, k, dtype); });
+}
+Status matrix_in(void* backend, void* data, size_t bytes, int32_t num_blocks, int32_t k, DType dtype, void** handle) {
+  return guarded([&] { *handle = at(backend).matrix_in(Buffer(data, bytes, [](void*) {}), num_blocks, k, dtype).release(); });
+}
+Status pack_weights(void* backend, void* handle, const char* name, DType dtype, int64_t n, int64_t k, const void* data, int32_t first_block,
+                    int32_t block_stride) {
+  return guarded([&] { at(backend).pack_weights(matrix(handle), {name, dtype, {n, k}, data}, first_block, block_stride); });
+}
+Status hash_kv(void* backend, const KvLayer* kv, const AttentionShape* shape, int32_t slot, int32_t position, uint64_t* hash) {
+  return guarded([&] { *hash = at(backend).hash_kv(*kv, *shape, slot, position); });
+}
+
+const BackendPlugin kTable{
+    .last_error = [] { return last_error().c_str(); },
+    .create = create,
+    .destroy = [](void* backend) { delete &at(backend); },
+    .description = [](void* backend) {
+      static thread_local std::string text;
+      return (text = at(backend).description()).c_str();
+    },
+    .allocate = allocate,
+    .release = [](void* buffer) { delete static_cast<Buffer*>(buffer); },
+    .upload = forward<&CudaBackend::upload>,
+    .download = forward<&CudaBackend::download>,
+    .synchronize = forward<&CudaBackend::synchronize>,
+    .capture = capture,
+    .launch = [](void* graph) { return guarded([&] { static_cast<Graph*>(graph)->launch(); }); },
+    .drop_graph = [](void* graph) { delete static_cast<Graph*>(graph); },
+    .matrix_bytes = matrix_bytes,
+    .matrix_in = matrix_in,
+    .drop_matrix = [](void* handle) { delete &matrix(handle); },
+    .pack_weights = pack_weights,
+    .embed = forward<&CudaBackend::embed>,
+    .norm_qkv_rope_write = forward<&CudaBackend::norm_qkv_rope_write>,
+    .attention = forward<&CudaBackend::attention>,
+    .linear_residual = forward<&CudaBackend::linear_residual>,
+    .norm_gate_up = forward<&CudaBackend::norm_gate_up>,
+    .norm_head = forward<&CudaBackend::norm_head>,
+    .log_softmax = forward<&CudaBackend::log_softmax>,
+    .prepare_attention = forward<&CudaBackend::prepare_attention>,
+    .prepare_sampling = forward<&CudaBackend::prepare_sampling>,
+    .begin_cycle = forward<&CudaBackend::begin_cycle>,
+    .plan_draft = forward<&CudaBackend::plan_draft>,
+    .sample_draft = forward<&CudaBackend::sample_draft>,
+    .plan_verify = forward<&CudaBackend::plan_verify>,
+    .accept = forward<&CudaBackend::accept>,
+    .timestamp = forward<&CudaBackend::timestamp>,
+    .count_up = forward<&CudaBackend::count_up>,
+    .wait_for = forward<&CudaBackend::wait_for>,
+    .copy_pages = forward<&CudaBackend::copy_pages>,
+    .hash_kv = hash_kv,
+};
+
+}  // namespace
+}  // namespace paceline::cuda
+
+extern "C" __attribute__((visibility("default"))) const paceline::BackendPlugin* paceline_backend_plugin(uint32_t abi) {
+  return abi == paceline::kPluginAbi ? &paceline::cuda::kTable : nullptr;
+}

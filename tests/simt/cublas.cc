@@ -1,0 +1,129 @@
+// cuBLASLt for tests. Its sums are right to fp32 rounding and as treacherous as the library's: the order in which they are added
+// depends on the number of rows, the algorithm and the workspace. Products run as work of the stream.
+#include <cublasLt.h>
+
+#include <vector>
+
+#include "math/bfloat16.h"
+#include "simt/runtime.h"
+#include "simt/simt.h"
+
+struct cublasLtContext {};
+struct cublasLtMatmulDescOpaque {
+  cublasOperation_t transpose_a = CUBLAS_OP_N, transpose_b = CUBLAS_OP_N;
+};
+struct cublasLtMatrixLayoutOpaque {
+  cudaDataType type;
+  uint64_t rows, columns;
+  int64_t stride;
+};
+struct cublasLtMatmulPreferenceOpaque {
+  uint64_t workspace_bytes = 0;
+  uint32_t reduction_schemes = ~0u;
+};
+
+namespace {
+
+cublasStatus_t status_of(const char* name) { return simt::called(name) ? CUBLAS_STATUS_EXECUTION_FAILED : CUBLAS_STATUS_SUCCESS; }
+
+template <class T, class... Parts>
+cublasStatus_t made(const char* name, T** object, Parts... parts) {
+  const cublasStatus_t status = status_of(name);
+  if (status == CUBLAS_STATUS_SUCCESS) *object = new T{parts...};
+  return status;
+}
+template <class T>
+cublasStatus_t dropped(const char* name, T* object) {
+  delete object;
+  return status_of(name);
+}
+
+float element(const void* data, cudaDataType type, size_t at) {
+  return type == CUDA_R_32F ? static_cast<const float*>(data)[at] : paceline::from_bf16(static_cast<const uint16_t*>(data)[at]);
+}
+
+std::vector<float> column(const void* data, const cublasLtMatrixLayoutOpaque& layout, uint64_t index) {
+  std::vector<float> values(layout.rows);
+  for (uint64_t i = 0; i < layout.rows; ++i) values[i] = element(data, layout.type, size_t(index) * layout.stride + i);
+  return values;
+}
+
+// The sum of a b over K in `strides` interleaved parts: as many orders as there are values of it.
+float product(const std::vector<float>& a, const std::vector<float>& b, unsigned strides) {
+  float total = 0;
+  for (unsigned part = 0; part < strides; ++part) {
+    float sum = 0;
+    for (size_t i = part; i < a.size(); i += strides) sum += a[i] * b[i];
+    total += sum;
+  }
+  return total;
+}
+
+}  // namespace
+
+const char* cublasLtGetStatusName(cublasStatus_t status) {
+  switch (status) {
+    case CUBLAS_STATUS_SUCCESS: return "CUBLAS_STATUS_SUCCESS";
+    case CUBLAS_STATUS_NOT_INITIALIZED: return "CUBLAS_STATUS_NOT_INITIALIZED";
+    case CUBLAS_STATUS_ALLOC_FAILED: return "CUBLAS_STATUS_ALLOC_FAILED";
+    case CUBLAS_STATUS_EXECUTION_FAILED: return "CUBLAS_STATUS_EXECUTION_FAILED";
+  }
+  return "?";
+}
+cublasStatus_t cublasLtCreate(cublasLtHandle_t* handle) { return made("cublasLtCreate", handle); }
+cublasStatus_t cublasLtDestroy(cublasLtHandle_t handle) { return dropped("cublasLtDestroy", handle); }
+cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t* operation, cublasComputeType_t, cudaDataType_t) {
+  return made("cublasLtMatmulDescCreate", operation);
+}
+cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t operation) { return dropped("cublasLtMatmulDescDestroy", operation); }
+cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t operation, cublasLtMatmulDescAttributes_t attribute, const void* value, size_t) {
+  auto& to = attribute == CUBLASLT_MATMUL_DESC_TRANSA ? operation->transpose_a : operation->transpose_b;
+  to = *static_cast<const cublasOperation_t*>(value);
+  return status_of("cublasLtMatmulDescSetAttribute");
+}
+cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t* layout, cudaDataType type, uint64_t rows, uint64_t columns, int64_t stride) {
+  return made("cublasLtMatrixLayoutCreate", layout, type, rows, columns, stride);
+}
+cublasStatus_t cublasLtMatrixLayoutDestroy(cublasLtMatrixLayout_t layout) { return dropped("cublasLtMatrixLayoutDestroy", layout); }
+cublasStatus_t cublasLtMatmulPreferenceCreate(cublasLtMatmulPreference_t* preference) { return made("cublasLtMatmulPreferenceCreate", preference); }
+cublasStatus_t cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t preference) {
+  return dropped("cublasLtMatmulPreferenceDestroy", preference);
+}
+cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t preference, cublasLtMatmulPreferenceAttributes_t attribute,
+                                                    const void* value, size_t bytes) {
+  if (attribute == CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES) std::memcpy(&preference->workspace_bytes, value, bytes);
+  else std::memcpy(&preference->reduction_schemes, value, bytes);
+  return status_of("cublasLtMatmulPreferenceSetAttribute");
+}
+
+// As the library's, its answer depends on the shape, rows included.
+cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t, cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
+                                              cublasLtMatrixLayout_t, cublasLtMatrixLayout_t, cublasLtMatmulPreference_t preference, int wanted,
+                                              cublasLtMatmulHeuristicResult_t* results, int* found) {
+  *found = wanted > 0;
+  if (*found) {
+    results[0] = {};
+    results[0].algo.data[0] = 1 + (a->columns / 16 + b->columns) % 5;
+    results[0].workspaceSize = preference->reduction_schemes == 0 ? 0 : preference->workspace_bytes;
+  }
+  return status_of("cublasLtMatmulAlgoGetHeuristic");
+}
+
+cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t operation, const void*, const void* a, cublasLtMatrixLayout_t a_layout, const void* b,
+                              cublasLtMatrixLayout_t b_layout, const void*, const void*, cublasLtMatrixLayout_t, void* d,
+                              cublasLtMatrixLayout_t d_layout, const cublasLtMatmulAlgo_t* algorithm, void*, size_t workspace_bytes,
+                              cudaStream_t stream) {
+  if (operation->transpose_a != CUBLAS_OP_T || operation->transpose_b != CUBLAS_OP_N) return CUBLAS_STATUS_EXECUTION_FAILED;
+  const auto left = *a_layout, right = *b_layout, out = *d_layout;
+  const unsigned strides = unsigned(1 + (algorithm->data[0] * 7 + right.columns * 3 + workspace_bytes / 4096) % 11);
+  const cudaError_t error = simt::enqueue(stream, "cublasLtMatmul", [=] {
+    std::vector<std::vector<float>> rows;
+    for (uint64_t row = 0; row < right.columns; ++row) rows.push_back(column(b, right, row));
+    for (uint64_t output = 0; output < left.columns; ++output) {
+      const std::vector<float> weights = column(a, left, output);
+      for (uint64_t row = 0; row < right.columns; ++row)
+        static_cast<float*>(d)[size_t(row) * out.stride + output] = product(weights, rows[row], strides);
+    }
+  });
+  return error ? CUBLAS_STATUS_EXECUTION_FAILED : CUBLAS_STATUS_SUCCESS;
+}
