@@ -61,6 +61,17 @@ std::vector<Output> Engine::step() {
   return {};
 }
 
+std::vector<float> Engine::verify(const std::vector<int32_t>& prefix, const std::vector<int32_t>& drafts) {
+  Scheduler& scheduler = alive();
+  try {
+    return scheduler.verify(prefix, drafts);
+  } catch (const DeviceError& error) {  // what else it throws, it throws before it has begun
+    cause_of_death_ = error.what();
+  }
+  alive();
+  return {};
+}
+
 Scheduler& Engine::alive() {
   if (!cause_of_death_.empty()) throw EngineDead("[Engine] the engine cannot go on, build a new one: " + cause_of_death_);
   return *scheduler_;

@@ -26,7 +26,7 @@ class Engine {
   std::vector<Output> step();
   RequestStats stats() { return alive().stats(); }
   bool idle() { return alive().idle(); }
-  std::vector<float> verify(const std::vector<int32_t>& prefix, const std::vector<int32_t>& drafts) { return alive().verify(prefix, drafts); }
+  std::vector<float> verify(const std::vector<int32_t>& prefix, const std::vector<int32_t>& drafts);
 
   int target_vocab_size() const { return target_->vocab_size(); }
   size_t weight_bytes() const;

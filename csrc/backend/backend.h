@@ -157,6 +157,7 @@ class Backend {
   virtual void upload(void* device, const void* host, size_t bytes) = 0;
   virtual void download(void* host, const void* device, size_t bytes) = 0;
   virtual void synchronize() = 0;
+  virtual size_t free_bytes() = 0;  // of a memory of its own; 0: it lives in the host's
   virtual std::unique_ptr<Graph> capture(std::function<void()> line) = 0;
 
   // Weights. A matrix [N, K] is made empty and filled part by part: row r of `part` becomes output column

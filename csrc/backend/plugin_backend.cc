@@ -54,6 +54,11 @@ class PluginBackend final : public Backend {
   void upload(void* device, const void* host, size_t bytes) override { call(plugin_.upload, device, host, bytes); }
   void download(void* host, const void* device, size_t bytes) override { call(plugin_.download, host, device, bytes); }
   void synchronize() override { call(plugin_.synchronize); }
+  size_t free_bytes() override {
+    size_t bytes = 0;
+    call(plugin_.free_bytes, &bytes);
+    return bytes;
+  }
 
   std::unique_ptr<Graph> capture(std::function<void()> line) override {
     struct Context {

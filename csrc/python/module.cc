@@ -118,6 +118,11 @@ void bind_loading(py::module_& m) {
       .def(py::init([](int num_threads, const std::string& level) {
              return BackendHandle{shared(make_cpu_backend(num_threads, level).release())};
            }), "num_threads"_a, "level"_a)
+      .def_static("load", [](const std::string& path, int device) {
+             py::gil_scoped_release unlocked;
+             return BackendHandle{shared(load_backend(path, device).release())};
+           }, "path"_a, "device"_a)
+      .def("free_bytes", [](const BackendHandle& self) { return self.backend->free_bytes(); })
       .def_property_readonly("description", [](const BackendHandle& self) { return self.backend->description(); });
 
   py::class_<ModelConfig>(m, "ModelConfig")
@@ -234,6 +239,7 @@ PYBIND11_MODULE(_core, m) {
   m.doc() = "The compiled core of Paceline. Private: use paceline.Engine.";
   py::register_exception<ModelFileError>(m, "ModelFileError", PyExc_RuntimeError);
   py::register_exception<CapacityError>(m, "CapacityError", PyExc_RuntimeError);
+  py::register_exception<DeviceError>(m, "DeviceError", PyExc_RuntimeError);
   py::register_exception<NumericError>(m, "NumericError", PyExc_RuntimeError);
   py::register_exception<EngineDead>(m, "EngineDead", PyExc_RuntimeError);
   bind_loading(m);

@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from paceline._core import CapacityError, EngineDead, ModelFileError, NumericError
+from paceline._core import CapacityError, DeviceError, EngineDead, ModelFileError, NumericError
 from paceline.bundled import demo_pair
 from paceline.engine import Engine
 from paceline.results import Chunk, GenerationResult, Stats, TokenLogprob, Verification
@@ -11,5 +11,5 @@ from paceline.sampling_params import SamplingParams
 __version__ = version("paceline")
 
 __all__ = [
-    "CapacityError", "Chunk", "Engine", "EngineDead", "GenerationResult", "ModelFileError", "NumericError", "SamplingParams", "Stats",
-    "TokenLogprob", "Verification", "demo_pair"]
+    "CapacityError", "Chunk", "DeviceError", "Engine", "EngineDead", "GenerationResult", "ModelFileError", "NumericError", "SamplingParams",
+    "Stats", "TokenLogprob", "Verification", "demo_pair"]

@@ -10,7 +10,8 @@ from typing import Any, Literal, get_args
 import tokenizers
 
 from paceline import _core, checks
-from paceline.kv_budget import default_kv_cache_tokens, kv_bytes_per_position
+from paceline.cuda import find_cuda
+from paceline.kv_budget import available_memory, default_kv_cache_tokens, kv_bytes_per_position
 from paceline.loading import Checkpoint, default_directory, load_cached_weights, load_weights, read_config
 from paceline.tokenizer import Tokenizer, refuse_other_tokenizer
 
@@ -26,7 +27,7 @@ Device = Literal["auto", "cpu", "cuda"]
 AcceptanceRule = Literal["coupled", "rejection"]
 
 DEFAULT_TAU = 3  # near the knee of verification cost on CPUs; the bundled pair is fastest at 2 or 3
-PREFILL_CHUNK = 256  # rows of a prompt per pass: weights are read once per chunk
+PREFILL_CHUNK = {"cpu": 256, "cuda": 64}  # rows of a prompt per pass: weights are read once per chunk; a product on CUDA has 64
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,18 +45,18 @@ class Settings:
     max_model_len: int
     max_num_seqs: int
     kv_cache_tokens: int
-    num_threads: int
-    """0: the core decides."""
     weights_cache: Path | None
     vocab_size: int
     """Ids that exist: the target's tokenizer decides, and config.json without one."""
     notes: tuple[str, ...]
+    device: Literal["cpu", "cuda"]
+    backend: _core.Backend
 
-    def load(self, backend: _core.Backend, checkpoint: Checkpoint, dtype: str) -> tuple[_core.Weights, str | None]:
+    def load(self, checkpoint: Checkpoint, dtype: str) -> tuple[_core.Weights, str | None]:
         """(weights, note)."""
         if self.weights_cache is None:
-            return load_weights(backend, checkpoint, dtype), None
-        return load_cached_weights(self.weights_cache, backend, checkpoint, dtype)
+            return load_weights(self.backend, checkpoint, dtype), None
+        return load_cached_weights(self.weights_cache, self.backend, checkpoint, dtype)
 
     def token_bytes(self) -> list[bytes]:
         """Empty without a tokenizer. Ids of the model that the tokenizer does not know cannot be chosen."""
@@ -67,7 +68,7 @@ class Settings:
     def for_core(self) -> _core.EngineOptions:
         return _core.EngineOptions(
             num_speculative_tokens=self.num_speculative_tokens, acceptance=self.acceptance, max_model_len=self.max_model_len,
-            max_num_seqs=self.max_num_seqs, kv_dtype=self.kv_dtype, kv_cache_tokens=self.kv_cache_tokens, prefill_chunk=PREFILL_CHUNK,
+            max_num_seqs=self.max_num_seqs, kv_dtype=self.kv_dtype, kv_cache_tokens=self.kv_cache_tokens, prefill_chunk=PREFILL_CHUNK[self.device],
             vocab_limit=self.vocab_size, token_bytes=self.token_bytes()[:self.vocab_size], debug_hash=False)
 
     def info(self) -> dict[str, Any]:
@@ -85,7 +86,7 @@ def resolve(*, target: PathLike, draft: PathLike | None, tokenizer: PathLike | t
             draft_dtype: str, kv_dtype: str, num_speculative_tokens: int | str, acceptance: str, max_model_len: int | None,
             max_num_seqs: int, kv_cache_tokens: int | None, num_threads: int | None, weights_cache: PathLike | None) -> Settings:
     notes: list[str] = []
-    _check_device(device, notes)
+    _one_of("device", device, get_args(Device))
     _one_of("acceptance", acceptance, get_args(AcceptanceRule))
     num_seqs = _integer("max_num_seqs", max_num_seqs, 1, 256)
     threads = 0 if num_threads is None else _integer("num_threads", num_threads, 1, 1024)
@@ -97,22 +98,33 @@ def resolve(*, target: PathLike, draft: PathLike | None, tokenizer: PathLike | t
     target_dtype = _dtype("dtype", dtype, target_files, notes)
     kv = ("fp32" if target_dtype == "fp32" else "bf16") if kv_dtype == "auto" else _one_of("kv_dtype", kv_dtype, get_args(KvDtype))
     length = _max_model_len(max_model_len, target_files, notes)
+    cache = default_directory() if weights_cache == "auto" else _path("weights_cache", weights_cache) if weights_cache is not None else None
+    kind, backend = _backend(device, threads, notes)
+    if kind == "cuda" and cache is not None:
+        raise ValueError(f"[Engine] weights_cache must be None on device cuda, got {str(cache)!r}")
     per_position = sum(kv_bytes_per_position(files.config, kv) for files in (target_files, draft_files) if files)
     return Settings(
         target=target_files, draft=draft_files, tokenizer=words, dtype=target_dtype,
         draft_dtype=_dtype("draft_dtype", draft_dtype, draft_files, notes) if draft_files else target_dtype, kv_dtype=kv,
         num_speculative_tokens=tau, acceptance=acceptance, max_model_len=length, max_num_seqs=num_seqs,
-        kv_cache_tokens=_kv_cache_tokens(kv_cache_tokens, num_seqs, length, per_position, notes), num_threads=threads,
-        weights_cache=default_directory() if weights_cache == "auto" else _path("weights_cache", weights_cache) if weights_cache is not None else None,
-        vocab_size=_vocab_size(target_files, words), notes=tuple(notes))
+        kv_cache_tokens=_kv_cache_tokens(kv_cache_tokens, num_seqs, length, per_position, backend.free_bytes() or available_memory(), notes),
+        weights_cache=cache,
+        vocab_size=_vocab_size(target_files, words), notes=tuple(notes), device=kind, backend=backend)
 
 
-def _check_device(device: str, notes: list[str]) -> None:
-    _one_of("device", device, get_args(Device))
-    if device == "cuda":
-        raise RuntimeError('[Engine] device="cuda" cannot run: this build of Paceline has no CUDA engine; use device="cpu" or "auto"')
-    if device == "auto":
-        notes.append("device: cpu, since this build has no CUDA engine")
+def _backend(device: str, num_threads: int, notes: list[str]) -> tuple[Literal["cpu", "cuda"], _core.Backend]:
+    if device != "cpu":
+        cuda = find_cuda()
+        reason = cuda.reason
+        if reason is None:
+            try:
+                return "cuda", _core.Backend.load(str(cuda.plugin), 0)
+            except (RuntimeError, ValueError) as error:
+                reason = str(error)
+        if device == "cuda":
+            raise _core.DeviceError(f'[Engine] device="cuda" cannot run: {reason}')
+        notes.append(f"device: cpu, since {reason}")
+    return "cpu", _core.Backend(num_threads, "")
 
 
 def _tau(wanted: int | str, has_draft: bool) -> int:
@@ -173,10 +185,10 @@ def _max_model_len(wanted: int | None, target: Checkpoint, notes: list[str]) -> 
     return length
 
 
-def _kv_cache_tokens(wanted: int | None, num_seqs: int, length: int, bytes_per_position: int, notes: list[str]) -> int:
+def _kv_cache_tokens(wanted: int | None, num_seqs: int, length: int, bytes_per_position: int, free: int, notes: list[str]) -> int:
     if wanted is not None:
         return _integer("kv_cache_tokens", wanted, 2)
-    positions, note = default_kv_cache_tokens(num_seqs, length, bytes_per_position)
+    positions, note = default_kv_cache_tokens(num_seqs, length, bytes_per_position, free)
     notes += [note] if note else []
     return positions
 

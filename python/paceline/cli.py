@@ -1,4 +1,4 @@
-"""The command line: `paceline generate PROMPT`, `paceline demo`; `python -m paceline` alike."""
+"""The command line: `paceline generate PROMPT`, `paceline demo`, `paceline doctor`; `python -m paceline` alike."""
 
 import argparse
 import dataclasses
@@ -12,6 +12,7 @@ import paceline
 from paceline.arguments import AcceptanceRule, Device, Dtype, KvDtype
 from paceline.bundled import demo_pair
 from paceline.demo import run_demo
+from paceline.doctor import run_doctor
 from paceline.engine import Engine
 from paceline.results import Stats
 from paceline.sampling_params import SamplingParams
@@ -23,6 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if parsed.command == "demo":
             run_demo(json_output=parsed.json)
+        elif parsed.command == "doctor":
+            run_doctor()
         else:
             _generate(parsed)
         sys.stdout.flush()
@@ -42,6 +45,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     demo = commands.add_parser("demo", help="generate from the bundled pair, plain and speculative, and compare")
     demo.add_argument("--json", action="store_true", help="one JSON object on stdout instead of text")
+
+    commands.add_parser("doctor", help="what this installation has and can do, and why CUDA is not used where it is not")
 
     generate = commands.add_parser("generate", help="continue a prompt; streams to the terminal", argument_default=argparse.SUPPRESS)
     generate.add_argument("prompt", help="text; - reads it from stdin")

@@ -37,7 +37,7 @@ class Engine:
         target, draft: directories in Hugging Face format (config.json, model.safetensors or its shards, tokenizer.json).
             The draft may have a vocabulary of another size, but must have the target's tokenizer.
         tokenizer: a directory, a tokenizer.json or a `tokenizers.Tokenizer`; by default the target's. Prompts of token ids need none.
-        device: "cpu" is what this build has; "cuda" is refused.
+        device: "cpu" or "cuda"; "auto" is CUDA where it can run, and info["notes"] says why where it cannot.
         dtype, draft_dtype: of the weights, each model on its own: "fp32", "bf16", or quantised here, from any checkpoint, to "int8"
             (a scale per output), "int4" or "int4_g32" (a scale per 64 or 32 inputs of an output; embedding and head int8). "auto"
             keeps fp32 checkpoints in fp32 and takes bf16 for all others.
@@ -60,10 +60,9 @@ class Engine:
             target=target, draft=draft, tokenizer=tokenizer, device=device, dtype=dtype, draft_dtype=draft_dtype, kv_dtype=kv_dtype,
             num_speculative_tokens=num_speculative_tokens, acceptance=acceptance, max_model_len=max_model_len, max_num_seqs=max_num_seqs,
             kv_cache_tokens=kv_cache_tokens, num_threads=num_threads, weights_cache=weights_cache)
-        backend = _core.Backend(settings.num_threads, "")
-        target_weights, target_note = settings.load(backend, settings.target, settings.dtype)
-        draft_weights, draft_note = settings.load(backend, settings.draft, settings.draft_dtype) if settings.draft else (None, None)
-        self._core = _core.Engine(backend, target_weights, draft_weights, settings.for_core())
+        target_weights, target_note = settings.load(settings.target, settings.dtype)
+        draft_weights, draft_note = settings.load(settings.draft, settings.draft_dtype) if settings.draft else (None, None)
+        self._core = _core.Engine(settings.backend, target_weights, draft_weights, settings.for_core())
         self._settings = settings
         self._lock = threading.Lock()  # of the core: one caller at a time
         self._outputs: dict[int, deque[_core.Output]] = {}  # of every request that somebody waits for
@@ -73,7 +72,7 @@ class Engine:
             self._core.verify([0], [0] * settings.warmup_drafts())
         self.info: dict[str, Any] = settings.info() | {
             "notes": settings.notes + tuple(note for note in (target_note, draft_note) if note),
-            "device": backend.description, "warmup": warmup, "weight_bytes": self._core.weight_bytes, "kv_cache_bytes": self._core.kv_bytes,
+            "device": settings.backend.description, "warmup": warmup, "weight_bytes": self._core.weight_bytes, "kv_cache_bytes": self._core.kv_bytes,
             "workspace_bytes": self._core.workspace_bytes}
         """What is in use: every setting as resolved, memory in bytes, and notes on what was decided for the caller."""
 

@@ -14,10 +14,10 @@ def kv_bytes_per_position(config: ModelConfig, kv_dtype: str) -> int:
     return 2 * config.num_layers * config.num_kv_heads * config.head_dim * {"fp32": 4, "bf16": 2}[kv_dtype]
 
 
-def default_kv_cache_tokens(max_num_seqs: int, max_model_len: int, bytes_per_position: int) -> tuple[int, str | None]:
-    """(positions, note): every sequence up to 8192, less if that is more than a quarter of the free memory, and then a note."""
+def default_kv_cache_tokens(max_num_seqs: int, max_model_len: int, bytes_per_position: int, free: int) -> tuple[int, str | None]:
+    """(positions, note): every sequence up to 8192, less if that is more than a quarter of the `free` bytes, and then a note."""
     wanted = max_num_seqs * min(max_model_len, LONGEST_BY_DEFAULT)
-    affordable = available_memory() // 4 // bytes_per_position
+    affordable = free // 4 // bytes_per_position
     if wanted <= affordable:
         return wanted, None
     positions = max(64, affordable // 64 * 64)

@@ -57,7 +57,7 @@ def test_the_demo_compares_both(capsys):
 @pytest.mark.parametrize("arguments, said", [
     (["generate", PROMPT, "--top-p", "2"], "paceline: [generate] top_p must be in (0, 1], got 2"),
     (["generate", PROMPT, "--target", "no/such/dir"], "no/such/dir"), (["generate", PROMPT, "--draft", "x"], "--draft needs --target"),
-    (["generate", PROMPT, "--device", "cuda"], "no CUDA engine"), (["generate", ""], "prompt must have at least 1 token")])
+    (["generate", PROMPT, "--device", "cuda"], "cannot run: there is no NVIDIA driver"), (["generate", ""], "prompt must have at least 1 token")])
 def test_errors_are_one_line_on_stderr(arguments, said, capsys):
     assert main(arguments) == 1
     out, err = capsys.readouterr()

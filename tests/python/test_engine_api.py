@@ -194,7 +194,7 @@ def test_an_unknown_override_is_a_type_error(engine):
 
 
 @pytest.mark.parametrize("options, kind, message", [
-    ({"device": "tpu"}, ValueError, "device must be one of"), ({"device": "cuda"}, RuntimeError, 'device="cuda" cannot run'),
+    ({"device": "tpu"}, ValueError, "device must be one of"), ({"device": "cuda"}, RuntimeError, 'device="cuda" cannot run: there is no NVIDIA driver'),
     ({"dtype": "int3"}, ValueError, "dtype must be one of"), ({"kv_dtype": "fp8"}, ValueError, "kv_dtype must be one of"),
     ({"num_speculative_tokens": 65}, ValueError, r"num_speculative_tokens must be in \[0, 64\]"),
     ({"acceptance": "typical"}, ValueError, "acceptance must be one of coupled, rejection, got 'typical'"),

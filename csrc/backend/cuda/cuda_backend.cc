@@ -82,6 +82,12 @@ void CudaBackend::download(void* host, const void* device, size_t bytes) {
 
 void CudaBackend::synchronize() { check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize"); }
 
+size_t CudaBackend::free_bytes() {
+  size_t free = 0, total = 0;
+  check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+  return free;
+}
+
 // What a line enqueues while it is captured is recorded instead of run. A line that throws leaves the stream as it was.
 std::unique_ptr<Graph> CudaBackend::capture(std::function<void()> line) {
   check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");

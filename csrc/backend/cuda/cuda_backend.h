@@ -36,6 +36,7 @@ class CudaBackend final : public Backend {
   void upload(void* device, const void* host, size_t bytes) override;
   void download(void* host, const void* device, size_t bytes) override;
   void synchronize() override;
+  size_t free_bytes() override;
   std::unique_ptr<Graph> capture(std::function<void()> line) override;
 
   size_t matrix_bytes(int num_blocks, int k, DType dtype) const override;

@@ -82,6 +82,9 @@ Status capture(void* backend, int32_t (*line)(void*), void* context, void** grap
     }).release();
   });
 }
+Status free_bytes(void* backend, size_t* bytes) {
+  return guarded([&] { *bytes = at(backend).free_bytes(); });
+}
 Status matrix_bytes(void* backend, int32_t num_blocks, int32_t k, DType dtype, size_t* bytes) {
   return guarded([&] { *bytes = at(backend).matrix_bytes(num_blocks, k, dtype); });
 }
@@ -109,6 +112,7 @@ const BackendPlugin kTable{
     .upload = forward<&CudaBackend::upload>,
     .download = forward<&CudaBackend::download>,
     .synchronize = forward<&CudaBackend::synchronize>,
+    .free_bytes = free_bytes,
     .capture = capture,
     .launch = [](void* graph) { return guarded([&] { static_cast<Graph*>(graph)->launch(); }); },
     .drop_graph = [](void* graph) { delete static_cast<Graph*>(graph); },

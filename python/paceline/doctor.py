@@ -1,0 +1,40 @@
+"""`paceline doctor`: what this installation has and can do, and why CUDA is not used where it is not."""
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+from paceline import _core
+from paceline.cuda import find_cuda
+
+
+def diagnosis() -> dict[str, str | None]:
+    """What to print, in order; None = not there."""
+    cuda = find_cuda()
+    return {
+        "paceline": version("paceline"),
+        "python": platform.python_version(),
+        "cpu engine": _core.Backend(1, "").description,
+        "numpy": _version("numpy"), "tokenizers": _version("tokenizers"), "safetensors": _version("safetensors"),
+        "nvidia driver": f"CUDA {cuda.driver}, devices: {cuda.num_devices}" if cuda.driver else None,
+        "cuda plugin": str(cuda.plugin) if cuda.plugin else None,
+        "cublas": cuda.cublas,
+        "cuda engine": _cuda_engine(str(cuda.plugin)) if cuda.reason is None else f"not used: {cuda.reason}"}
+
+
+def run_doctor() -> None:
+    for name, value in diagnosis().items():
+        print(f"{name + ':':16}{value or 'none'}")
+
+
+def _cuda_engine(plugin: str) -> str:
+    try:
+        return _core.Backend.load(plugin, 0).description
+    except (RuntimeError, ValueError) as error:
+        return f"not used: {error}"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,285 @@
+// The whole CUDA engine on the host, through the plugin's boundary: the same cycle, scheduler and caches as on a device, its own
+// kernels, and stubs of the runtime and of cuBLASLt that are as treacherous as the real ones.
+#include <cublasLt.h>
+
+#include <set>
+
+#include "backend/cuda/kernels/kernels.h"
+#include "backend/plugin.h"
+#include "cpp/parity.h"
+#include "simt/kernel_test.h"
+#include "simt/runtime.h"
+
+extern "C" const paceline::BackendPlugin* paceline_backend_plugin(uint32_t abi);
+
+using namespace paceline;
+using namespace paceline::test;
+
+std::shared_ptr<Backend> paceline::test::backend() {
+  static std::shared_ptr<Backend> shared = make_plugin_backend(*paceline_backend_plugin(kPluginAbi), 0);
+  return shared;
+}
+
+namespace {
+
+TinyShape small_shape() {
+  TinyShape shape;
+  shape.vocab = 83, shape.hidden = 32, shape.intermediate = 48, shape.layers = 2, shape.heads = 4, shape.kv_heads = 2, shape.head_dim = 8;
+  return shape;
+}
+
+struct SmallPair {
+  std::shared_ptr<Weights> target, draft;
+  explicit SmallPair(DType dtype, const TinyShape& shape = small_shape(), const std::shared_ptr<Backend>& on = backend())
+      : target(tiny_weights(on, shape, dtype, 1)), draft(tiny_weights(on, shape, dtype, 1, 0.15f)) {}
+};
+
+EngineOptions options_of(int tau, int batch = 1, int length = 128) {
+  EngineOptions options;
+  options.num_speculative_tokens = tau;
+  options.max_model_len = length;
+  options.max_num_seqs = batch;
+  options.kv_cache_tokens = batch * length;
+  options.prefill_chunk = 64;
+  return options;
+}
+
+RequestParams params_of(int max_tokens, double temperature = 0) {
+  RequestParams params;
+  params.max_tokens = max_tokens;
+  params.temperature = temperature;
+  params.seed = 5;
+  params.logprobs = 0;
+  return params;
+}
+
+std::vector<int> run(Engine& engine) {
+  std::vector<int> tokens;
+  while (!engine.idle())
+    for (const Output& output : engine.step()) tokens.insert(tokens.end(), output.tokens.begin(), output.tokens.end());
+  return tokens;
+}
+
+void check_taus(DType dtype, double temperature, unsigned seed, std::vector<int> taus) {
+  const SmallPair pair(dtype);
+  const std::vector<Job> jobs = jobs_of(4, temperature, 83, seed, 14);
+  const std::vector<Text> plain = decode(pair.target, nullptr, 0, 1, jobs);
+  for (int tau : taus) {
+    const std::string what = message(name_of(dtype), ", T ", temperature, ", tau ", tau);
+    const std::vector<Text> texts = decode(pair.target, pair.draft, tau, 1 + tau % 3, jobs, Acceptance::coupled, 16 + 48 * (tau % 2));
+    check_equal(texts, plain, what);
+    check_draft_kv(pair.draft, jobs, texts, what);
+  }
+}
+
+}  // namespace
+
+TEST(speculative_equals_plain_bit_for_bit) {
+  check_taus(DType::bf16, 0.0, 1, {1, 4});
+  check_taus(DType::bf16, 0.9, 2, {2, 3});
+  check_taus(DType::fp32, 0.8, 3, {2});
+}
+
+TEST(every_order_of_threads_gives_the_same_text) {
+  const SmallPair pair(DType::bf16);
+  const std::vector<Job> jobs = jobs_of(2, 0.8, 83, 11, 8);
+  const std::vector<Text> want = decode(pair.target, pair.draft, 2, 2, jobs);
+  for_each_order([&](const std::string& order) { check_equal(decode(pair.target, pair.draft, 2, 2, jobs), want, order); });
+}
+
+TEST(architectures_differ_but_not_in_parity) {
+  for (int variant = 0; variant < 3; ++variant) {
+    TinyShape shape = small_shape();
+    shape.bias = variant == 0, shape.qk_norm = variant == 1, shape.tied = variant == 2;
+    shape.kv_heads = variant == 0 ? 1 : 4;
+    shape.head_dim = variant == 1 ? 20 : 8;
+    const SmallPair pair(DType::bf16, shape);
+    const std::vector<Job> jobs = jobs_of(3, 0.9, 83, 50 + variant, 8);
+    check_equal(decode(pair.target, pair.draft, 3, 2, jobs), decode(pair.target, nullptr, 0, 1, jobs), message("variant ", variant));
+  }
+}
+
+TEST(rejection_is_plain_at_temperature_zero_and_accepts_everything_when_draft_is_target) {
+  const SmallPair pair(DType::bf16);
+  const std::vector<Job> greedy = jobs_of(3, 0.0, 83, 61, 10);
+  check_equal(decode(pair.target, pair.draft, 3, 2, greedy, Acceptance::rejection), decode(pair.target, nullptr, 0, 1, greedy), "rejection");
+  for (const Text& text : decode(pair.target, pair.target, 3, 2, jobs_of(3, 1.0, 83, 62, 10), Acceptance::rejection))
+    CHECK(text.accepted == text.drafted || text.finish == FinishReason::stop, text.accepted, " of ", text.drafted);
+}
+
+// The two engines round alike but add in different orders: they may part only where the target hardly prefers one token.
+TEST(greedy_text_is_that_of_the_cpu_engine_up_to_near_ties) {
+  constexpr double kNear = 0.05;  // nats between the two best tokens
+  const std::shared_ptr<Backend> cpu = make_cpu_backend(1, "");
+  for (DType dtype : {DType::bf16, DType::fp32}) {
+    const SmallPair pair(dtype), on_cpu(dtype, small_shape(), cpu);
+    int compared = 0;
+    for (const Job& job : jobs_of(6, 0.0, 83, 71, 12)) {
+      RequestParams params = params_of(12);
+      params.logprobs = 2;
+      const auto collect = [&](Engine& engine) {
+        std::vector<std::tuple<int, float, double>> all;  // token, logprob, margin
+        engine.add(job.prompt, params);
+        while (!engine.idle())
+          for (const Output& output : engine.step())
+            for (size_t i = 0; i < output.tokens.size(); ++i)
+              all.emplace_back(output.tokens[i], output.logprobs[i], output.top_logprobs[i][0].logprob - output.top_logprobs[i][1].logprob);
+        return all;
+      };
+      Engine here(backend(), pair.target, pair.draft, options_of(3)), there(cpu, on_cpu.target, on_cpu.draft, options_of(3));
+      const auto got = collect(here), want = collect(there);
+      for (size_t i = 0; i < want.size(); ++i, ++compared) {
+        const auto [token, logprob, margin] = want[i];
+        if (std::get<0>(got[i]) != token) {
+          CHECK(margin < kNear, name_of(dtype), ", token ", i, " is ", std::get<0>(got[i]), ", the CPU's ", token, " by ", margin, " nats");
+          break;
+        }
+        CHECK(std::abs(std::get<1>(got[i]) - logprob) < kNear, name_of(dtype), ", token ", i, ": logprob ", std::get<1>(got[i]), ", the CPU's ", logprob);
+      }
+    }
+    CHECK(compared > 50, compared);
+  }
+}
+
+TEST(verify_gives_the_logprobs_of_decoding) {
+  const SmallPair pair(DType::bf16);
+  Engine engine(backend(), pair.target, pair.draft, options_of(3));
+  engine.add({3, 1, 4, 1, 5}, params_of(6));
+  std::vector<int> tokens;
+  std::vector<float> logprobs;
+  while (!engine.idle())
+    for (const Output& output : engine.step()) {
+      tokens.insert(tokens.end(), output.tokens.begin(), output.tokens.end());
+      logprobs.insert(logprobs.end(), output.logprobs.begin(), output.logprobs.end());
+    }
+  const std::vector<float> rows = engine.verify({3, 1, 4, 1, 5}, tokens);
+  for (size_t i = 0; i < tokens.size(); ++i) CHECK(rows[i * 83 + tokens[i]] == logprobs[i], "token ", i);
+}
+
+TEST(a_cancelled_request_leaves_the_others_as_they_were) {
+  const SmallPair pair(DType::bf16);
+  const auto texts = [&](bool cancelled) {
+    Engine engine(backend(), pair.target, pair.draft, options_of(2, 3));
+    std::map<int64_t, std::vector<int>> all;
+    const int64_t first = engine.add({1, 2, 3}, params_of(20, 0.7)), second = engine.add({9, 8, 7, 6}, params_of(14, 0.7));
+    for (int step = 0; !engine.idle(); ++step) {
+      if (cancelled && step == 2) engine.cancel(first);
+      for (const Output& output : engine.step()) all[output.request].insert(all[output.request].end(), output.tokens.begin(), output.tokens.end());
+    }
+    return std::pair(all[first], all[second]);
+  };
+  const auto whole = texts(false), cut = texts(true);
+  CHECK(cut.second == whole.second);
+  CHECK(cut.first.size() < whole.first.size());
+  CHECK(std::equal(cut.first.begin(), cut.first.end(), whole.first.begin()));
+}
+
+// One launch, no allocation, no synchronisation: what a cycle asks of CUDA, counted.
+TEST(a_cycle_is_one_launch) {
+  const SmallPair pair(DType::bf16);
+  for (int tau : {0, 3}) {
+    Engine engine(backend(), pair.target, tau ? pair.draft : nullptr, options_of(tau));
+    engine.add({3, 1, 4}, params_of(40, 0.9));
+    for (int step = 0; step < 3; ++step) engine.step();
+    simt::reset_calls();
+    constexpr int kCycles = 5;
+    for (int step = 0; step < kCycles; ++step) CHECK(!engine.step().empty());
+    CHECK(simt::num_calls("cudaGraphLaunch") == kCycles, simt::num_calls("cudaGraphLaunch"));
+    for (const char* never : {"cudaMalloc", "cudaHostAlloc", "cudaFree", "cudaFreeHost", "cudaStreamSynchronize", "launch", "cublasLtMatmul",
+                              "cudaGraphInstantiate", "cudaStreamBeginCapture", "cudaMemsetAsync"})
+      CHECK(simt::num_calls(never) == 0, never, ": ", simt::num_calls(never));
+    CHECK(simt::num_calls("cudaMemcpyAsync") <= kCycles, simt::num_calls("cudaMemcpyAsync"));  // tau of the slot, when it changes
+    // Per pass: embed, per layer 4 products of 3 nodes and 2 for attention, the head's 3.
+    const int pass = 1 + 2 * (4 * 3 + 2) + 3;
+    CHECK(simt::num_graph_nodes() >= (tau + 1) * pass && simt::num_graph_nodes() <= (tau + 1) * (pass + 12) + 16, simt::num_graph_nodes(), " nodes");
+  }
+}
+
+// Whatever call fails: an exception that names it, then EngineDead with that cause, and all device memory comes back.
+TEST(any_failing_call_is_a_clean_error) {
+  TinyShape shape = small_shape();
+  shape.layers = 1, shape.hidden = 16, shape.intermediate = 16, shape.heads = 2, shape.kv_heads = 1, shape.vocab = 32;
+  backend();  // its own memory is not what is counted
+  const size_t before = simt::device_bytes_in_use();
+  std::set<std::string> failed;
+  int survived = 0;
+  for (int n = 1; survived < 3; ++n) {
+    simt::fail_call(n);
+    std::string said;
+    try {
+      const std::shared_ptr<Backend> own = make_plugin_backend(*paceline_backend_plugin(kPluginAbi), 0);
+      const SmallPair pair(DType::bf16, shape, own);
+      Engine engine(own, pair.target, pair.draft, options_of(1, 1, 66));
+      engine.add({1, 2, 3, 4}, params_of(4));
+      try {
+        CHECK(run(engine).size() == 4);
+      } catch (const EngineDead& dead) {
+        said = dead.what();
+        CHECK_THROWS(engine.step(), EngineDead, "build a new one");
+        CHECK_THROWS(engine.add({1}, params_of(1)), EngineDead, "build a new one");
+      }
+    } catch (const DeviceError& error) {
+      said = error.what();
+    }
+    const std::string call = simt::failed_call();
+    simt::fail_call(0);
+    CHECK(simt::device_bytes_in_use() == before, call, " (call ", n, "): ", simt::device_bytes_in_use() - before, " bytes are lost");
+    if (call.empty()) {
+      ++survived;
+      continue;
+    }
+    failed.insert(call);
+    // Destructors cannot throw, and a capture that ends after its line has failed reports that failure.
+    if (said.empty()) CHECK(call.find("Destroy") != std::string::npos || call.find("Free") != std::string::npos || call == "cudaStreamSynchronize", call, " failed unheard");
+    else CHECK(said.find("[cuda]") != std::string::npos, said);
+  }
+  for (const char* call : {"cudaMalloc", "cudaHostAlloc", "cudaGraphLaunch", "launch", "cublasLtMatmul", "cudaMemcpyAsync", "cudaStreamQuery",
+                           "cudaGraphInstantiate", "cublasLtMatmulAlgoGetHeuristic"})
+    CHECK(failed.count(call), call, " was never made to fail");
+}
+
+TEST(what_the_device_cannot_do_is_refused_by_name) {
+  CHECK_THROWS(SmallPair(DType::int4), std::invalid_argument, "dtype must be fp32 or bf16 on device cuda, got int4");
+  CHECK(paceline_backend_plugin(kPluginAbi + 1) == nullptr);
+  CHECK_THROWS(load_backend("/nowhere/libpaceline_cuda.so", 0), DeviceError, "/nowhere/libpaceline_cuda.so");
+}
+
+// The stub's sums depend on the number of rows as the library's may: without the one bucket, parity would break here too.
+TEST(the_stub_of_cublas_is_as_treacherous_as_the_library) {
+  constexpr int kOutputs = 32, kK = 64;
+  const auto multiply = [&](int rows, size_t workspace, int algorithm_of) {
+    cublasLtHandle_t handle;
+    cublasLtMatmulDesc_t operation;
+    cublasLtMatrixLayout_t w, x, y, asked;
+    cublasLtMatmulPreference_t preference;
+    cublasLtCreate(&handle);
+    cublasLtMatmulDescCreate(&operation, CUBLAS_COMPUTE_32F, CUDA_R_32F);
+    const cublasOperation_t transposed = CUBLAS_OP_T;
+    cublasLtMatmulDescSetAttribute(operation, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof transposed);
+    cublasLtMatrixLayoutCreate(&w, CUDA_R_32F, kK, kOutputs, kK);
+    cublasLtMatrixLayoutCreate(&x, CUDA_R_32F, kK, rows, kK);
+    cublasLtMatrixLayoutCreate(&asked, CUDA_R_32F, kK, algorithm_of, kK);
+    cublasLtMatrixLayoutCreate(&y, CUDA_R_32F, kOutputs, rows, kOutputs);
+    cublasLtMatmulPreferenceCreate(&preference);
+    cublasLtMatmulHeuristicResult_t found;
+    int count = 0;
+    cublasLtMatmulAlgoGetHeuristic(handle, operation, w, asked, y, y, preference, 1, &found, &count);
+    Device<float> dw(random_floats(kOutputs * kK, 1)), dx(random_floats(size_t(rows) * kK, 2)), dy(size_t(rows) * kOutputs), room(workspace / 4 + 1);
+    const float one = 1, zero = 0;
+    cublasLtMatmul(handle, operation, &one, dw.data(), w, dx.data(), x, &zero, dy.data(), y, dy.data(), y, &found.algo, room.data(), workspace, stream());
+    std::vector<float> sums = dy.read();
+    sums.resize(kOutputs);  // of the first row
+    cublasLtMatmulPreferenceDestroy(preference);
+    for (auto layout : {w, x, y, asked}) cublasLtMatrixLayoutDestroy(layout);
+    cublasLtMatmulDescDestroy(operation);
+    cublasLtDestroy(handle);
+    return sums;
+  };
+  const std::vector<float> want = multiply(64, 1 << 20, 64);
+  CHECK(multiply(64, 1 << 20, 64) == want);
+  CHECK(multiply(1, 1 << 20, 64) != want, "rows");
+  CHECK(multiply(64, 4096, 64) != want, "workspace");
+  CHECK(multiply(64, 1 << 20, 2) != want, "algorithm");
+}
+
+TEST_MAIN()
