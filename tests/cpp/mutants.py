@@ -42,7 +42,7 @@ class Worker:
     def __init__(self, index, programs):
         self.source, self.build = ROOT / f"build/mutants/{index}/source", ROOT / f"build/mutants/{index}/build"
         self.refresh()
-        run("cmake", "-S", self.source, "-B", self.build, "-G", "Ninja", "-DPACELINE_TESTS=ON", "-DPACELINE_PYTHON=OFF")
+        run("cmake", "-S", self.source, "-B", self.build, "-G", "Ninja", "-DPACELINE_TESTS=ON", "-DPACELINE_PYTHON=OFF", "-DPACELINE_CUDA=OFF")
         run("cmake", "--build", self.build, "--target", *programs)
 
     def refresh(self):

@@ -103,12 +103,11 @@ def test_eos_beyond_the_vocabulary_is_refused(with_checkpoints):
         settings()
 
 
-def test_kv_positions_by_default(monkeypatch):
+def test_kv_positions_by_default():
     assert kv_budget.kv_bytes_per_position(read_config(demo_pair()[0]).config, "bf16") == 2 * 6 * 2 * 64 * 2
-    monkeypatch.setattr(kv_budget, "available_memory", lambda: 4_000_000)
-    assert kv_budget.default_kv_cache_tokens(2, 400, 1000) == (800, None)
-    assert kv_budget.default_kv_cache_tokens(1, 100_000, 10) == (8192, None)
-    positions, note = kv_budget.default_kv_cache_tokens(8, 400, 1000)
+    assert kv_budget.default_kv_cache_tokens(2, 400, 1000, 4_000_000) == (800, None)
+    assert kv_budget.default_kv_cache_tokens(1, 100_000, 10, 4_000_000) == (8192, None)
+    positions, note = kv_budget.default_kv_cache_tokens(8, 400, 1000, 4_000_000)
     assert positions == 960 and "960 instead of 3200" in note  # a quarter of 4 MB, in whole pages
 
 

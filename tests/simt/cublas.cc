@@ -42,21 +42,19 @@ float element(const void* data, cudaDataType type, size_t at) {
   return type == CUDA_R_32F ? static_cast<const float*>(data)[at] : paceline::from_bf16(static_cast<const uint16_t*>(data)[at]);
 }
 
-std::vector<float> column(const void* data, const cublasLtMatrixLayoutOpaque& layout, uint64_t index) {
-  std::vector<float> values(layout.rows);
-  for (uint64_t i = 0; i < layout.rows; ++i) values[i] = element(data, layout.type, size_t(index) * layout.stride + i);
-  return values;
-}
-
-// The sum of a b over K in `strides` interleaved parts: as many orders as there are values of it.
-float product(const std::vector<float>& a, const std::vector<float>& b, unsigned strides) {
-  float total = 0;
+// The sums of one output for all rows, over K in `strides` interleaved parts: as many orders as there are values of it. operand [K, rows].
+void multiply(const void* weights, const cublasLtMatrixLayoutOpaque& layout, uint64_t output, const std::vector<float>& operand, size_t rows,
+              unsigned strides, std::vector<float>& total) {
+  std::vector<float> sum(rows);
+  total.assign(rows, 0.0f);
   for (unsigned part = 0; part < strides; ++part) {
-    float sum = 0;
-    for (size_t i = part; i < a.size(); i += strides) sum += a[i] * b[i];
-    total += sum;
+    sum.assign(rows, 0.0f);
+    for (uint64_t i = part; i < layout.rows; i += strides) {
+      const float weight = element(weights, layout.type, size_t(output) * layout.stride + i);
+      for (size_t row = 0; row < rows; ++row) sum[row] += weight * operand[i * rows + row];
+    }
+    for (size_t row = 0; row < rows; ++row) total[row] += sum[row];
   }
-  return total;
 }
 
 }  // namespace
@@ -117,12 +115,13 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t operation, 
   const auto left = *a_layout, right = *b_layout, out = *d_layout;
   const unsigned strides = unsigned(1 + (algorithm->data[0] * 7 + right.columns * 3 + workspace_bytes / 4096) % 11);
   const cudaError_t error = simt::enqueue(stream, "cublasLtMatmul", [=] {
-    std::vector<std::vector<float>> rows;
-    for (uint64_t row = 0; row < right.columns; ++row) rows.push_back(column(b, right, row));
+    const size_t rows = right.columns;
+    std::vector<float> operand(right.rows * rows), total;
+    for (size_t row = 0; row < rows; ++row)
+      for (uint64_t i = 0; i < right.rows; ++i) operand[i * rows + row] = element(b, right.type, row * right.stride + i);
     for (uint64_t output = 0; output < left.columns; ++output) {
-      const std::vector<float> weights = column(a, left, output);
-      for (uint64_t row = 0; row < right.columns; ++row)
-        static_cast<float*>(d)[size_t(row) * out.stride + output] = product(weights, rows[row], strides);
+      multiply(a, left, output, operand, rows, strides, total);
+      for (size_t row = 0; row < rows; ++row) static_cast<float*>(d)[row * out.stride + output] = total[row];
     }
   });
   return error ? CUBLAS_STATUS_EXECUTION_FAILED : CUBLAS_STATUS_SUCCESS;

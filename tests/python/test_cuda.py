@@ -1,0 +1,76 @@
+"""The CUDA engine from Python, on the host: its sources over stubs of the driver, the runtime and cuBLAS, built with the C++ tests.
+
+Each case is a process of its own: what was once loaded stays loaded.
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+BUILD = pathlib.Path(__file__).resolve().parents[2] / "build/test"
+STUB = {"LD_LIBRARY_PATH": str(BUILD / "stub_libraries"), "PACELINE_CUDA_PLUGIN": str(BUILD / "libpaceline_cuda_stub.so")}
+
+
+def run(code, **environment):
+    """What the code prints as JSON; an error's text where it raised one of ours."""
+    wrapped = ("import json, paceline\ntry:\n" + "".join(f"    {line}\n" for line in code.splitlines())
+               + "    print(json.dumps(said))\nexcept (RuntimeError, ValueError) as error:\n    print(json.dumps(f'{type(error).__name__}: {error}'))\n")
+    done = subprocess.run([sys.executable, "-c", wrapped], capture_output=True, text=True, env=os.environ | environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+TEXTS = """
+said = {}
+for device in ("cuda", "cpu"):
+    with paceline.Engine(*paceline.demo_pair(), device=device, dtype="bf16", max_model_len=128) as engine:
+        said[device] = {"info": engine.info["device"], "tokens": [], "margins": []}
+        for tau in (0, 3):
+            result = engine.generate("import os", max_tokens=8, num_speculative_tokens=tau, logprobs=2)
+            said[device]["tokens"].append(result.token_ids)
+            said[device]["margins"].append([sorted((top.logprob for top in each.top), reverse=True) for each in result.logprobs])
+        sampled = [engine.generate("class A:", max_tokens=6, temperature=0.8, seed=3, num_speculative_tokens=tau).token_ids for tau in (0, 3)]
+        said[device]["sampled"] = sampled
+"""
+
+
+def test_the_bundled_pair_on_cuda():
+    said = run(TEXTS, **STUB)
+    cuda, cpu = said["cuda"], said["cpu"]
+    assert cuda["info"].startswith("cuda: stub") and not cpu["info"].startswith("cuda")
+    assert cuda["tokens"][0] == cuda["tokens"][1]
+    assert cuda["sampled"][0] == cuda["sampled"][1]
+    for i, (here, there) in enumerate(zip(cuda["tokens"][0], cpu["tokens"][0], strict=True)):
+        if here != there:  # engines add in different orders: they may part where the target hardly prefers one token
+            best, second = cpu["margins"][0][i][:2]
+            assert best - second < 0.05
+            break
+
+
+ENGINE = 'said = paceline.Engine(paceline.demo_pair()[0], device={device!r}, max_model_len=64, warmup=False).info["notes"]'
+
+
+@pytest.mark.parametrize("environment, reason", [
+    ({"LD_LIBRARY_PATH": ""}, "there is no NVIDIA driver"),
+    (STUB | {"PACELINE_STUB_DRIVER": "12080 0 1"}, "the NVIDIA driver supports CUDA 12.8, 13.0 is needed"),
+    (STUB | {"PACELINE_STUB_DRIVER": "13000 100 0"}, "the NVIDIA driver does not start: CUDA_ERROR_NO_DEVICE"),
+    (STUB | {"PACELINE_STUB_DRIVER": "13000 0 0"}, "the NVIDIA driver shows no device"),
+    (STUB | {"PACELINE_CUDA_PLUGIN": ""}, "the CUDA plugin is not installed: pip install 'paceline[cuda]'"),
+    (STUB | {"PACELINE_CUDA_PLUGIN": "/nowhere/libpaceline_cuda.so"}, "the plugin cannot be loaded: /nowhere/libpaceline_cuda.so"),
+    (STUB | {"PACELINE_CUDA_PLUGIN": str(BUILD / "stub_libraries/libcuda.so.1")}, "is not a Paceline plugin"),
+])
+def test_where_cuda_cannot_run_the_reason_is_given(environment, reason):
+    assert reason in run(ENGINE.format(device="cuda"), **environment)
+    assert any(note.startswith("device: cpu, since") and reason in note for note in run(ENGINE.format(device="auto"), **environment))
+    assert reason in subprocess.run([sys.executable, "-m", "paceline", "doctor"], capture_output=True, text=True, check=True,
+                                    env=os.environ | environment).stdout
+
+
+def test_what_the_cuda_engine_does_not_do_is_refused_by_name():
+    engine = "said = paceline.Engine(paceline.demo_pair()[0], device='cuda', {})"
+    assert "dtype must be fp32 or bf16 on device cuda, got int4" in run(engine.format("dtype='int4'"), **STUB)
+    assert "weights_cache must be None on device cuda" in run(engine.format("weights_cache='x'"), **STUB)

@@ -1,0 +1,77 @@
+"""Repair the wheels in dist/, check what is in them, install them into clean environments and run them: the last part of `make wheels`."""
+
+import pathlib
+import subprocess
+import sys
+import tempfile
+import zipfile
+
+LARGEST = {"paceline": 16 << 20, "paceline_cuda13": 100 << 20}
+"""Bytes of a wheel at most; an index takes 100 MiB."""
+
+NVIDIA = ("libcublas*.so.*", "libcudart.so.*", "libnvrtc.so.*", "libcuda.so.1")
+
+
+def main(dist: pathlib.Path) -> None:
+    repaired = dist / "repaired"
+    for wheel in sorted(dist.glob("*.whl")):
+        excluded = [argument for name in NVIDIA for argument in ("--exclude", name)]
+        run(sys.executable, "-m", "auditwheel", "repair", *excluded, "-w", repaired, wheel)
+    wheels = {wheel.name.split("-")[0]: wheel for wheel in repaired.glob("*.whl")}
+    assert set(wheels) == set(LARGEST), f"expected wheels of {sorted(LARGEST)}, found {sorted(wheels)}"
+    for name, wheel in wheels.items():
+        check_content(name, wheel)
+    with tempfile.TemporaryDirectory() as folder:
+        python = new_environment(pathlib.Path(folder) / "cpu")
+        run(python, "-m", "pip", "install", "--quiet", wheels["paceline"])
+        run(python, "-m", "paceline", "demo")
+        expect(doctor(python), "cuda engine:    not used: there is no NVIDIA driver", "cuda plugin:    none")
+        run(python, "-m", "pip", "install", "--quiet", "--find-links", repaired, f"{wheels['paceline']}[cuda]")
+        expect(doctor(python), "cuda engine:    not used: there is no NVIDIA driver", "libpaceline_cuda.so")
+        said = subprocess.run([python, "-c", LOAD], capture_output=True, text=True, check=True).stdout
+        expect(said, "cudaErrorInsufficientDriver")
+        print(f"the CUDA engine, up to the driver: {said.strip()}")
+
+
+LOAD = """
+import paceline, paceline.cuda
+from paceline import _core
+assert paceline.cuda._load_cublas(), "cuBLAS"
+try:
+    _core.Backend.load(str(paceline.cuda._find_plugin()), 0)
+except paceline.DeviceError as error:
+    print(error)
+"""
+
+
+def check_content(name: str, wheel: pathlib.Path) -> None:
+    size = wheel.stat().st_size
+    assert size <= LARGEST[name], f"{wheel.name} is {size} bytes, at most {LARGEST[name]} are allowed"
+    files = zipfile.ZipFile(wheel).namelist()
+    foreign = [file for file in files if any(part in file for part in ("cublas", "cudart", "nvrtc"))]
+    assert not foreign, f"{wheel.name} bundles {foreign}"
+    print(f"{wheel.name}: {size / 1e6:.1f} MB, {len(files)} files")
+
+
+def new_environment(folder: pathlib.Path) -> pathlib.Path:
+    run(sys.executable, "-m", "venv", folder)
+    return folder / "bin/python"
+
+
+def doctor(python: pathlib.Path) -> str:
+    text = subprocess.run([python, "-m", "paceline", "doctor"], capture_output=True, text=True, check=True).stdout
+    print(text)
+    return text
+
+
+def expect(text: str, *parts: str) -> None:
+    for part in parts:
+        assert part in text, f"expected {part!r} in:\n{text}"
+
+
+def run(*command: object) -> None:
+    subprocess.run([str(part) for part in command], check=True)
+
+
+if __name__ == "__main__":
+    main(pathlib.Path(sys.argv[1]))
