@@ -52,11 +52,11 @@ class Arena {
     }
     taken_[base_ + at] = {size, bytes};
     in_use_ += bytes;
-    open();
+    protect(at, size, PROT_READ | PROT_WRITE);
     ASAN_UNPOISON_MEMORY_REGION(base_ + at, bytes);
     std::memset(base_ + at, 0xCB, bytes);
     ASAN_POISON_MEMORY_REGION(base_ + at + bytes, size - bytes);
-    close();
+    if (!opened_) protect(at, size, PROT_NONE);
     return base_ + at;
   }
   bool release(void* memory) {
@@ -69,13 +69,13 @@ class Arena {
     return true;
   }
   bool owns(const void* at) const { return at >= base_ && at < base_ + kBytes; }
-  void open() { if (opened_++ == 0) protect(PROT_READ | PROT_WRITE); }
-  void close() { if (--opened_ == 0) protect(PROT_NONE); }
+  void open() { if (opened_++ == 0) protect(0, used_, PROT_READ | PROT_WRITE); }
+  void close() { if (--opened_ == 0) protect(0, used_, PROT_NONE); }
   size_t in_use() const { return in_use_; }
 
  private:
   static constexpr size_t kBytes = size_t(8) << 30, kGap = 4096;
-  void protect(int how) { mprotect(base_, (used_ + 4095) / 4096 * 4096, how); }
+  void protect(size_t at, size_t bytes, int how) { mprotect(base_ + at / 4096 * 4096, (at % 4096 + bytes + 4095) / 4096 * 4096, how); }
   char* base_;
   size_t used_ = 0, in_use_ = 0;
   int opened_ = 0;
@@ -112,7 +112,9 @@ void run_next(CUstream_st& stream) {
 }
 
 cudaError_t drain(cudaStream_t stream) {
+  arena().open();  // once for all pieces: to open and to close a large arena takes longer than most of them
   while (!stream->queue.empty()) run_next(*stream);
+  arena().close();
   return runtime().fault.empty() ? cudaSuccess : cudaErrorLaunchFailure;
 }
 

@@ -8,9 +8,12 @@
 
 #include <cuda_runtime.h>
 
+// Before a loop over an array that must stay in registers. A host compiler would refuse the pragma.
 #ifdef PACELINE_HOST_SIMT
+#define PACELINE_UNROLL
 #include <simt/simt.h>
 #else
+#define PACELINE_UNROLL _Pragma("unroll")
 
 #include "backend/cuda/check.h"
 

@@ -6,17 +6,12 @@
 // rms(x) = sqrt(mean(x^2) + eps), its sum in one tree that depends on k alone. Oracle: tests/simt/rows_test.cc. Not measured.
 #include "backend/cuda/device.cuh"
 #include "backend/cuda/kernels/kernels.h"
-#include "math/bfloat16.h"
+#include "backend/cuda/values.cuh"
 
 namespace paceline::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-
-__device__ __forceinline__ float as_float(float value) { return value; }
-__device__ __forceinline__ float as_float(bf16 value) { return from_bf16(value); }
-__device__ __forceinline__ void put(float* to, float value) { *to = value; }
-__device__ __forceinline__ void put(bf16* to, float value) { *to = to_bf16(value); }
 
 template <class T>
 __global__ void embed_kernel(Rows rows, const T* table, int d, float* x) {

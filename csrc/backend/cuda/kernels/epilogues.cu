@@ -1,0 +1,167 @@
+// What becomes of the sums of a product, for up to kRowBlock rows. s[t] is the row's sums, fp32.
+//
+//   finish_residual  x[t] += s[t] + bias                      bytes 12 d per row           grid (d / kThreads, kRowLanes)
+//   finish_gate_up   out[t] = silu(gate) up                   bytes 12 f per row           grid (f / kThreads, kRowLanes)
+//   finish_logits    logits[t] = s[t]                         bytes 8 v per row            grid (v / kThreads, kRowLanes)
+//   finish_qkv       q, k = rotated(norm(s + bias)), v = s + bias; K and V to their pages
+//                    bytes 8 columns, 2 or 4 (k + v) per row; one warp per head            grid (heads / kWarps, kRowBlock)
+//
+// Blocks of gate and up columns alternate, 16 wide. Every value is computed alone but for the norm of a head, whose sum is a tree that
+// depends on Dh alone. Rows that do not live are neither read nor written.
+// Oracle: tests/simt/epilogues_test.cc. Not measured.
+#include <algorithm>
+
+#include "backend/cuda/device.cuh"
+#include "backend/cuda/exp.cuh"
+#include "backend/cuda/kernels/kernels.h"
+#include "backend/cuda/values.cuh"
+
+namespace paceline::cuda {
+namespace {
+
+constexpr int kThreads = 256, kWarps = kThreads / kWarp;
+constexpr int kRowLanes = 8;  // blocks side by side over rows: most passes of a cycle have no more rows, and those that have loop
+
+__device__ __forceinline__ int end_of_rows(const Rows& rows, int first_row) {
+  const int live = *rows.live;
+  return live < first_row + kRowBlock ? live : first_row + kRowBlock;
+}
+
+// each(row, index of the row in the product, column) for every column of [0, n).
+template <class Each>
+__device__ __forceinline__ void for_each_value(const Rows& rows, int first_row, int n, Each each) {
+  const int column = int(blockIdx.x) * kThreads + int(threadIdx.x), end = end_of_rows(rows, first_row);
+  if (column >= n) return;
+  for (int row = first_row + int(blockIdx.y); row < end; row += kRowLanes) each(row, row - first_row, column);
+}
+
+__global__ void residual_kernel(Rows rows, int first_row, const float* sums, int columns, const float* bias, float* x, int d) {
+  for_each_value(rows, first_row, d, [=](int row, int index, int column) {
+    const float sum = sums[size_t(index) * columns + column];
+    x[size_t(row) * d + column] += bias ? sum + bias[column] : sum;
+  });
+}
+
+__global__ void gate_up_kernel(Rows rows, int first_row, const float* sums, int columns, int f, float* out) {
+  for_each_value(rows, first_row, f, [=](int row, int index, int column) {
+    const float* pair = sums + size_t(index) * columns + column / 16 * 32 + column % 16;
+    const float gate = pair[0], up = pair[16];
+    const float sigmoid = 1.0f / (1.0f + exp_of(-gate));
+    out[size_t(row) * f + column] = gate * sigmoid * up;
+  });
+}
+
+__global__ void logits_kernel(Rows rows, int first_row, const float* sums, int columns, int v, float* logits) {
+  for_each_value(rows, first_row, v, [=](int row, int index, int column) {
+    logits[size_t(row) * v + column] = sums[size_t(index) * columns + column];
+  });
+}
+
+// ------------------------------------------------------------------------------------------------ q, k and v
+
+constexpr int kPairs = kMaxHeadDim / 2 / kWarp;  // of a head, to a lane: (lane + 32 j, that + Dh / 2)
+
+// One head in the registers of a warp.
+struct Head {
+  float low[kPairs], high[kPairs];
+};
+
+// each(j, column of the first of the pair) for the lane's pairs.
+template <class Each>
+__device__ __forceinline__ void for_each_pair(int half, Each each) {
+  PACELINE_UNROLL
+  for (int j = 0; j < kPairs; ++j)
+    if (lane_of() + j * kWarp < half) each(j, lane_of() + j * kWarp);
+}
+
+__device__ __forceinline__ void normalise(Head& head, int half, const float* norm, float eps) {
+  float sum = 0;
+  for_each_pair(half, [&](int j, int) { sum = fmaf(head.high[j], head.high[j], fmaf(head.low[j], head.low[j], sum)); });
+  sum = reduce_warp(sum, [](float a, float b) { return a + b; });
+  const float scale = 1.0f / sqrtf(sum / float(2 * half) + eps);
+  for_each_pair(half, [&](int j, int i) {
+    head.low[j] = head.low[j] * scale * norm[i];
+    head.high[j] = head.high[j] * scale * norm[half + i];
+  });
+}
+
+__device__ __forceinline__ void rotate(Head& head, int half, const float* cosines, const float* sines) {
+  for_each_pair(half, [&](int j, int i) {
+    const float a = head.low[j], b = head.high[j];
+    head.low[j] = a * cosines[i] - b * sines[i];
+    head.high[j] = b * cosines[i] + a * sines[i];
+  });
+}
+
+template <class T>
+__device__ __forceinline__ void store(const Head& head, int half, T* to) {
+  for_each_pair(half, [&](int j, int i) {
+    put(to + i, head.low[j]);
+    put(to + half + i, head.high[j]);
+  });
+}
+
+struct QkvTask {
+  const float *sums, *bias, *q_norm, *k_norm;
+  float eps;
+  int columns;
+  AttentionShape shape;
+  KvLayer kv;
+  float* qkv;
+};
+
+template <class T>
+__global__ void qkv_kernel(Rows rows, int first_row, QkvTask task) {
+  const AttentionShape& shape = task.shape;
+  const int row = first_row + int(blockIdx.y), q_heads = shape.num_heads, kv_heads = shape.num_kv_heads, half = shape.head_dim / 2;
+  const int index = int(blockIdx.x) * kWarps + warp_of();  // of the head, among those of q, k and v
+  if (row >= end_of_rows(rows, first_row) || index >= q_heads + 2 * kv_heads) return;
+  const bool is_q = index < q_heads, is_v = index >= q_heads + kv_heads;
+  const int head = is_q ? index : (index - q_heads) % kv_heads;
+  const int k_column = padded_columns(q_heads * shape.head_dim), v_column = k_column + padded_columns(kv_heads * shape.head_dim);
+  const int column = (is_q ? 0 : is_v ? v_column : k_column) + head * shape.head_dim;
+
+  const float* from = task.sums + size_t(row - first_row) * task.columns + column;
+  const float* bias = task.bias ? task.bias + column : nullptr;
+  Head values;
+  for_each_pair(half, [&](int j, int i) {
+    values.low[j] = bias ? from[i] + bias[i] : from[i];
+    values.high[j] = bias ? from[half + i] + bias[half + i] : from[half + i];
+  });
+  const int position = rows.position[row];
+  const float* norm = is_q ? task.q_norm : task.k_norm;
+  if (norm && !is_v) normalise(values, half, norm, task.eps);
+  if (!is_v) rotate(values, half, shape.rope_cos + size_t(position) * half, shape.rope_sin + size_t(position) * half);
+  store(values, half, task.qkv + size_t(row) * task.columns + column);
+  if (is_q) return;
+  const int page = task.kv.page_table[size_t(rows.slot[row]) * task.kv.pages_per_slot + position / kPagePositions];
+  const size_t line = (size_t(page) * kv_heads + head) * kPagePositions + position % kPagePositions;
+  store(values, half, static_cast<T*>(is_v ? task.kv.values : task.kv.keys) + line * shape.head_dim);
+}
+
+dim3 value_blocks(int n) { return dim3(unsigned((n + kThreads - 1) / kThreads), kRowLanes); }
+
+}  // namespace
+
+void finish_residual(cudaStream_t stream, const Rows& rows, int first_row, const float* sums, int columns, const float* bias, float* x, int d) {
+  launch(residual_kernel, value_blocks(d), kThreads, 0, stream, rows, first_row, sums, columns, bias, x, d);
+}
+
+void finish_gate_up(cudaStream_t stream, const Rows& rows, int first_row, const float* sums, int columns, int f, float* out) {
+  launch(gate_up_kernel, value_blocks(f), kThreads, 0, stream, rows, first_row, sums, columns, f, out);
+}
+
+void finish_logits(cudaStream_t stream, const Rows& rows, int first_row, const float* sums, int columns, int v, float* logits) {
+  launch(logits_kernel, value_blocks(v), kThreads, 0, stream, rows, first_row, sums, columns, v, logits);
+}
+
+void finish_qkv(cudaStream_t stream, const Rows& rows, int first_row, const float* sums, int columns, const QkvWeights& weights,
+                const AttentionShape& shape, const KvLayer& kv, float* qkv) {
+  const QkvTask task{sums, weights.bias, weights.q_norm, weights.k_norm, weights.eps, columns, shape, kv, qkv};
+  const int heads = shape.num_heads + 2 * shape.num_kv_heads, most_rows = std::min(kRowBlock, rows.capacity - first_row);
+  const dim3 blocks(unsigned((heads + kWarps - 1) / kWarps), unsigned(most_rows));
+  if (kv.dtype == DType::fp32) launch(qkv_kernel<float>, blocks, kThreads, 0, stream, rows, first_row, task);
+  else launch(qkv_kernel<bf16>, blocks, kThreads, 0, stream, rows, first_row, task);
+}
+
+}  // namespace paceline::cuda
