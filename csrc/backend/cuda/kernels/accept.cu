@@ -95,8 +95,7 @@ __global__ void walk_kernel(ChoosingRows targets, Scratch scratch, CycleResults 
   auto* verdicts = shared_memory<Verdict>();
   for (int place = warp_of(); place <= targets.state.drafting[slot]; place += kThreads / kWarp) {
     const int index = slot * targets.width + place;
-    ChoosingRow row;
-    find_row(targets, index, &row);
+    const ChoosingRow row = row_at(targets, index);
     const int32_t fault = targets.known[index].fault;
     const Verdict verdict = fault ? Verdict{0, 0, 0, fault, 0} : judge(targets, scratch, row, index);
     if (lane_of() == 0) verdicts[place] = verdict;
@@ -114,8 +113,7 @@ __global__ void finish_kernel(ChoosingRows targets, Scratch scratch, CycleResult
   if (!scratch.walks[slot].pending) return;
   CycleResult result = scratch.walks[slot].result;
   const int index = slot * targets.width + result.emitted;
-  ChoosingRow row;
-  find_row(targets, index, &row);
+  const ChoosingRow row = row_at(targets, index);
   const ProcessedRow target = processed(targets, index, row);
   const Best* own = targets.drawn + size_t(slot) * chunks;
   int32_t token = chosen(target, own, chunks);

@@ -137,14 +137,20 @@ struct ChoosingRow {
   const int32_t* history;  // [position]
 };
 
-// False: there is no such row in this cycle.
-__device__ __forceinline__ bool find_row(const ChoosingRows& rows, int index, ChoosingRow* row) {
+// A row that is known to exist in this cycle.
+__device__ __forceinline__ ChoosingRow row_at(const ChoosingRows& rows, int index) {
   const CycleState& state = rows.state;
-  const int slot = index / rows.width, place = index % rows.width, drafting = state.drafting[slot];
-  if (rows.verifies ? !state.running[slot] || place > drafting : drafting <= rows.step) return false;
+  const int slot = index / rows.width, place = index % rows.width;
   const int in_pass = rows.verifies ? state.first_row[slot] + place : state.draft_row[rows.step * state.num_slots + slot];
-  *row = {slot, place, state.length[slot] + rows.step + place, rows.logits + size_t(in_pass) * rows.row_size, state.params + slot,
+  return {slot, place, state.length[slot] + rows.step + place, rows.logits + size_t(in_pass) * rows.row_size, state.params + slot,
           state.tokens + size_t(slot) * state.tokens_stride};
+}
+
+// False: there is no such row.
+__device__ __forceinline__ bool find_row(const ChoosingRows& rows, int index, ChoosingRow* row) {
+  const int slot = index / rows.width, drafting = rows.state.drafting[slot];
+  if (rows.verifies ? !rows.state.running[slot] || index % rows.width > drafting : drafting <= rows.step) return false;
+  *row = row_at(rows, index);
   return true;
 }
 

@@ -25,7 +25,6 @@ __device__ __forceinline__ void for_each_id(const NoiseAddress& at, int n, Body 
   const int first = int(blockIdx.x) * kChunk, end = smaller(first + kChunk, n);
   for (int id = first + 4 * int(threadIdx.x); id < end; id += 4 * kSweepThreads) {
     const PhiloxWords high = noise_words(at, uint32_t(id) >> 2, 0);
-#pragma unroll
     for (int j = 0; j < 4; ++j)
       if (id + j < end) body(id + j, high.word[j]);
   }
@@ -80,13 +79,13 @@ __device__ void weigh(const ProcessedRow& row, uint64_t* room, uint64_t* mass) {
 }
 
 __global__ void weigh_kernel(ChoosingRows targets, Scratch scratch) {
-  ChoosingRow row, proposed;
+  ChoosingRow row;
   const int index = int(blockIdx.y);
   if (!find_row(targets, index, &row) || row.place >= targets.state.drafting[row.slot] || targets.known[index].fault) return;
   auto* room = shared_memory<uint64_t>();
   weigh(processed(targets, index, row), room, &targets.known[index].mass);
   const ChoosingRows drafts = draft_rows(targets.state, scratch, row.place);
-  if (find_row(drafts, row.slot, &proposed)) weigh(processed(drafts, row.slot, proposed), room, &drafts.known[row.slot].mass);
+  weigh(processed(drafts, row.slot, row_at(drafts, row.slot)), room, &drafts.known[row.slot].mass);
 }
 
 // A token of the residual's race: the smallest e / owed wins, so its negative is the score. The CPU engine looks no further than
@@ -100,8 +99,8 @@ __device__ __forceinline__ void enter_residual(Best* best, const NoiseAddress& a
 // Both races of the row at which the slot's walk stopped: when the residual is empty, what is owed is the target itself.
 __global__ void draw_pending_kernel(ChoosingRows targets, Scratch scratch) {
   const int slot = int(blockIdx.y), place = scratch.walks[slot].result.emitted, index = slot * targets.width + place;
-  ChoosingRow row;
-  if (!scratch.walks[slot].pending || !find_row(targets, index, &row)) return;
+  if (!scratch.walks[slot].pending) return;
+  const ChoosingRow row = row_at(targets, index);
   const WeighedRow target = weighed(targets, index, row);
   if (is_certain(target.row)) return;
   auto* room = shared_memory<DrawRoom>();

@@ -133,9 +133,7 @@ __device__ __forceinline__ WeighedRow weighed(const ChoosingRows& rows, int inde
 // The draft row that proposed what the target row judges.
 __device__ __forceinline__ WeighedRow proposal(const ChoosingRows& targets, const Scratch& scratch, const ChoosingRow& target) {
   const ChoosingRows drafts = draft_rows(targets.state, scratch, target.place);
-  ChoosingRow row{};
-  find_row(drafts, target.slot, &row);
-  return weighed(drafts, target.slot, row);
+  return weighed(drafts, target.slot, row_at(drafts, target.slot));
 }
 
 }  // namespace paceline::cuda
