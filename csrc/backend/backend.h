@@ -114,7 +114,7 @@ struct CycleState {
   float* draft_logits;     // [(tau_max + 1) S, draft V]: every draft pass keeps its rows, so that acceptance judges the very
                            // rows the drafts were drawn from. Step 0 may have two rows per slot.
   // First row of draft_logits that belongs to a step.
-  int draft_logits_row(int step) const { return step == 0 ? 0 : (step + 1) * num_slots; }
+  constexpr int draft_logits_row(int step) const { return step == 0 ? 0 : (step + 1) * num_slots; }
 };
 
 // What the host reads after a cycle, one entry per slot.

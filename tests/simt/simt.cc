@@ -2,6 +2,7 @@
 #include "simt/simt.h"
 
 #include <sys/mman.h>
+#include <xmmintrin.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -223,6 +224,16 @@ void Block::enter() {
   std::abort();
 }
 
+// The build gives kernels the CPU engine's floating-point mode (nvcc -ftz=true); here it is the thread's, for as long as they run.
+class FlushMode {
+ public:
+  FlushMode() : callers_(_mm_getcsr()) { _mm_setcsr(0x9fc0); }  // FTZ, DAZ, nearest, all exceptions masked
+  ~FlushMode() { _mm_setcsr(callers_); }
+
+ private:
+  unsigned callers_;
+};
+
 }  // namespace
 
 Schedule& schedule() {
@@ -233,6 +244,7 @@ Schedule& schedule() {
 void run_grid(dim3 blocks, int threads, size_t shared_bytes, const std::function<void()>& body) {
   if (threads < 1 || threads > kMostThreads) throw std::runtime_error("[simt] a block of " + std::to_string(threads) + " threads");
   if (shared_bytes > 227 << 10) throw std::runtime_error("[simt] a block may have 227 KiB of shared memory, asked for " + std::to_string(shared_bytes));
+  const FlushMode mode;
   gridDim = blocks;
   blockDim = dim3(threads);
   std::vector<size_t> order(size_t(blocks.x) * blocks.y * blocks.z);

@@ -38,17 +38,24 @@ void finish_qkv(cudaStream_t, const Rows&, int first_row, const float* sums, int
 size_t attention_scratch_bytes(int rows, int pages_per_slot, const AttentionShape&);
 void attention(cudaStream_t, const Rows&, const float* qkv, const AttentionShape&, const KvLayer&, void* scratch, size_t scratch_bytes, float* out);
 
-// ------------------------------------------------------------------------------------------------ cycle.cu, processors.cu, sampling.cu
-// What choosing tokens needs besides the rows of logits: for `rows` = max(num_slots, num_slots (tau_max + 1)) rows of up to vocab_size.
-size_t sampling_scratch_bytes(int rows, int vocab_size);
-
+// ------------------------------------------------------------------------------------------------ cycle.cu
 void begin_cycle(cudaStream_t, const CycleState&);
 void plan_draft(cudaStream_t, const CycleState&, int step, const Rows&);
-void sample_draft(cudaStream_t, const CycleState&, int step, void* scratch);
 void plan_verify(cudaStream_t, const CycleState&, const Rows&);
-void accept(cudaStream_t, const CycleState&, const float* logits, int vocab_size, const CycleResults&, void* scratch);
-void log_softmax(cudaStream_t, const Rows&, const float* logits, int v, float* out);
 void timestamp(cudaStream_t, int64_t* nanoseconds);
 void count_up(cudaStream_t, int64_t* counter);
+
+// ------------------------------------------------------------------------------------------------ processors.cu, sampling.cu, accept.cu, report.cu
+// What choosing tokens needs besides the rows of logits. One block of memory, zeroed once, for cycles of these sizes and rows of up to
+// vocab_size logits of either model. Under `rejection` a cycle's draft rows are known to `accept` through it.
+size_t sampling_scratch_bytes(int num_slots, int tau_max, Acceptance, int vocab_size);
+struct SamplingScratch {
+  void* memory;
+  int vocab_size;  // as given above
+};
+
+void sample_draft(cudaStream_t, const CycleState&, int step, const SamplingScratch&);
+void accept(cudaStream_t, const CycleState&, const float* logits, int vocab_size, const CycleResults&, const SamplingScratch&);
+void log_softmax(cudaStream_t, const Rows&, const float* logits, int v, float* out);
 
 }  // namespace paceline::cuda

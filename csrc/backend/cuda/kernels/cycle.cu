@@ -1,0 +1,114 @@
+// The plan of a cycle: which rows the next pass has.
+//
+//   begin_cycle   drafting[s] = clamped_tau(...) where the slot runs, else 0
+//   plan_draft    rows (slot, position, token) the draft lacks up to its next token, in slot order
+//   plan_verify   rows of the last committed token and of all drafts, in slot order
+//   timestamp     when the device gets here
+//
+// A few integers per slot in and out; one block. Rows are numbered by a prefix sum over the slots' counts, a tile of slots at a
+// time, so that the order is that of the slots whichever thread writes. Oracle: tests/simt/cycle_test.cc. Not measured.
+#include "backend/cuda/device.cuh"
+#include "backend/cuda/kernels/kernels.h"
+#include "backend/cuda/ptx.cuh"
+#include "math/cycle_rules.h"
+
+namespace paceline::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+
+struct Numbered {
+  int first;  // sum of the counts of the threads before this one
+  int total;  // of all threads
+};
+
+// `room` holds one int per warp; it may be used again after the call.
+__device__ Numbered number(int count, int* room) {
+  int upto = count;
+  for (int distance = 1; distance < kWarp; distance *= 2) {
+    const int before = __shfl_up_sync(kWholeWarp, upto, distance);
+    if (lane_of() >= distance) upto += before;
+  }
+  if (lane_of() == kWarp - 1) room[warp_of()] = upto;
+  __syncthreads();
+  int earlier = 0, total = 0;
+  for (int warp = 0; warp < kThreads / kWarp; ++warp) {
+    if (warp < warp_of()) earlier += room[warp];
+    total += room[warp];
+  }
+  __syncthreads();
+  return {earlier + upto - count, total};
+}
+
+__device__ void put(const Rows& rows, int row, int slot, int position, int token) {
+  rows.slot[row] = slot;
+  rows.position[row] = position;
+  rows.token[row] = token;
+}
+
+__global__ void begin_cycle_kernel(CycleState state) {
+  for (int slot = int(threadIdx.x); slot < state.num_slots; slot += kThreads) {
+    const int tau = clamped_tau(state.wanted_tau[slot], state.length[slot], state.params[slot].end_length, state.draft_cached[slot],
+                                state.draft_max_len);
+    state.drafting[slot] = state.running[slot] ? tau : 0;
+    state.draft_fed[slot] = state.draft_cached[slot];
+  }
+}
+
+__global__ void plan_draft_kernel(CycleState state, int step, Rows rows) {
+  int* const room = shared_memory<int>();
+  int live = 0;
+  for (int tile = 0; tile < state.num_slots; tile += kThreads) {
+    const int slot = tile + int(threadIdx.x);
+    const bool drafts = slot < state.num_slots && state.drafting[slot] > step;
+    const int fed = drafts ? state.draft_fed[slot] : 0, end = drafts ? state.length[slot] + step : 0;
+    const Numbered rank = number(larger(end - fed, 0), room);
+    if (drafts) {
+      const int32_t* tokens = state.tokens + size_t(slot) * state.tokens_stride;
+      int row = live + rank.first;
+      for (int position = fed; position < end; ++position)
+        put(rows, row++, slot, position, tokens[position] < state.draft_vocab_size ? tokens[position] : 0);
+      state.draft_fed[slot] = end;
+      state.draft_row[step * state.num_slots + slot] = row - 1;
+    }
+    live += rank.total;
+  }
+  if (threadIdx.x == 0) *rows.live = live;
+}
+
+__global__ void plan_verify_kernel(CycleState state, Rows rows) {
+  int* const room = shared_memory<int>();
+  int live = 0;
+  for (int tile = 0; tile < state.num_slots; tile += kThreads) {
+    const int slot = tile + int(threadIdx.x);
+    const bool runs = slot < state.num_slots && state.running[slot];
+    const int count = runs ? state.drafting[slot] + 1 : 0;
+    const Numbered rank = number(count, room);
+    if (runs) {
+      const int last = state.length[slot] - 1;
+      const int32_t* tokens = state.tokens + size_t(slot) * state.tokens_stride;
+      state.first_row[slot] = live + rank.first;
+      for (int i = 0; i < count; ++i) put(rows, live + rank.first + i, slot, last + i, tokens[last + i]);
+    }
+    live += rank.total;
+  }
+  if (threadIdx.x == 0) *rows.live = live;
+}
+
+__global__ void timestamp_kernel(int64_t* nanoseconds) { *nanoseconds = global_timer(); }
+
+}  // namespace
+
+void begin_cycle(cudaStream_t stream, const CycleState& state) { launch(begin_cycle_kernel, dim3(1), kThreads, 0, stream, state); }
+
+void plan_draft(cudaStream_t stream, const CycleState& state, int step, const Rows& rows) {
+  launch(plan_draft_kernel, dim3(1), kThreads, kThreads / kWarp * sizeof(int), stream, state, step, rows);
+}
+
+void plan_verify(cudaStream_t stream, const CycleState& state, const Rows& rows) {
+  launch(plan_verify_kernel, dim3(1), kThreads, kThreads / kWarp * sizeof(int), stream, state, rows);
+}
+
+void timestamp(cudaStream_t stream, int64_t* nanoseconds) { launch(timestamp_kernel, dim3(1), 1, 0, stream, nanoseconds); }
+
+}  // namespace paceline::cuda
