@@ -188,10 +188,10 @@ class Backend {
   virtual void norm_head(const Rows&, const float* x, int d, const float* norm, float eps, const PackedMatrix&, int v, float* logits /* [T, V] */) = 0;
   virtual void log_softmax(const Rows&, const float* logits, int v, float* out /* [T, V] */) = 0;
 
-  // Setup, before the first pass and the first cycle: scratch for attention of `rows` rows, and for choosing from `rows` rows of up to
-  // vocab_size logits at once.
+  // Setup, before the first pass and the first cycle: scratch for attention of `rows` rows, and for cycles over rows of up to vocab_size
+  // logits.
   virtual void prepare_attention(int rows, int pages_per_slot, const AttentionShape&) = 0;
-  virtual void prepare_sampling(int rows, int vocab_size) = 0;
+  virtual void prepare_sampling(int num_slots, int tau_max, Acceptance, int vocab_size) = 0;
   // The cycle. Arithmetic: math/. `begin_cycle` clamps tau; the plans fill the rows of the next pass.
   virtual void begin_cycle(const CycleState&) = 0;
   virtual void plan_draft(const CycleState&, int step, const Rows&) = 0;

@@ -50,7 +50,7 @@ struct BackendPlugin {
   Status (*log_softmax)(void* backend, const Rows*, const float* logits, int32_t v, float* out);
 
   Status (*prepare_attention)(void* backend, int32_t rows, int32_t pages_per_slot, const AttentionShape*);
-  Status (*prepare_sampling)(void* backend, int32_t rows, int32_t vocab_size);
+  Status (*prepare_sampling)(void* backend, int32_t num_slots, int32_t tau_max, Acceptance, int32_t vocab_size);
   Status (*begin_cycle)(void* backend, const CycleState*);
   Status (*plan_draft)(void* backend, const CycleState*, int32_t step, const Rows*);
   Status (*sample_draft)(void* backend, const CycleState*, int32_t step);

@@ -126,7 +126,9 @@ class PluginBackend final : public Backend {
   void prepare_attention(int rows, int pages_per_slot, const AttentionShape& shape) override {
     call(plugin_.prepare_attention, rows, pages_per_slot, &shape);
   }
-  void prepare_sampling(int rows, int vocab_size) override { call(plugin_.prepare_sampling, rows, vocab_size); }
+  void prepare_sampling(int num_slots, int tau_max, Acceptance acceptance, int vocab_size) override {
+    call(plugin_.prepare_sampling, num_slots, tau_max, acceptance, vocab_size);
+  }
   void begin_cycle(const CycleState& state) override { call(plugin_.begin_cycle, &state); }
   void plan_draft(const CycleState& state, int step, const Rows& rows) override { call(plugin_.plan_draft, &state, step, &rows); }
   void sample_draft(const CycleState& state, int step) override { call(plugin_.sample_draft, &state, step); }

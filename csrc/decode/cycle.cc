@@ -31,7 +31,7 @@ void Cycle::enqueue(int tau) {
 Cycle::Cycle(Backend& backend, Model& target, Model* draft, const Limits& limits)
     : backend_(backend), target_(target), draft_(draft), limits_(limits), width_(limits.tau_max + 1),
       draft_rows_(backend, 2 * limits.num_slots), verify_rows_(backend, limits.num_slots * (limits.tau_max + 1)) {
-  backend.prepare_sampling(verify_rows_.capacity(), std::max(target.vocab_size(), draft ? draft->vocab_size() : 0));
+  backend.prepare_sampling(limits.num_slots, limits.tau_max, limits.acceptance, std::max(target.vocab_size(), draft ? draft->vocab_size() : 0));
   const size_t slots = limits.num_slots, emitted = slots * width_;
   const int draft_vocab = draft ? draft->vocab_size() : 0;
   state_ = CycleState{};

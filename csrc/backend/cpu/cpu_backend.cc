@@ -87,7 +87,7 @@ void CpuBackend::reserve_rows(int k, DType dtype) {
 }
 
 // A thread works on one row at a time.
-void CpuBackend::prepare_sampling(int, int vocab_size) {
+void CpuBackend::prepare_sampling(int, int, Acceptance, int vocab_size) {
   if (vocab_size <= vocab_size_) return;
   vocab_size_ = vocab_size;
   const size_t count = 2 * pool_.num_threads();

@@ -80,7 +80,7 @@ class CpuBackend final : public Backend {
   void log_softmax(const Rows&, const float* logits, int v, float* out) override;
 
   void prepare_attention(int, int, const AttentionShape&) override {}
-  void prepare_sampling(int rows, int vocab_size) override;
+  void prepare_sampling(int num_slots, int tau_max, Acceptance, int vocab_size) override;
   void begin_cycle(const CycleState&) override;
   void plan_draft(const CycleState&, int step, const Rows&) override;
   void sample_draft(const CycleState&, int step) override;

@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "backend/cuda/check.h"
-#include "backend/cuda/kernels/kernels.h"
 
 namespace paceline::cuda {
 namespace {
@@ -46,7 +45,6 @@ CudaBackend::CudaBackend(int device) {
 CudaBackend::~CudaBackend() {
   cudaStreamSynchronize(stream_);  // whatever still runs reads memory that goes now
   matmul_.reset();
-  for (Buffer* each : {&operand_, &sums_, &attention_scratch_, &sampling_scratch_}) *each = {};
   cudaStreamDestroy(stream_);
 }
 
@@ -110,9 +108,9 @@ std::unique_ptr<Graph> CudaBackend::capture(std::function<void()> line) {
 
 void CudaBackend::reserve(Buffer& buffer, size_t bytes) {
   if (bytes <= buffer.bytes()) return;
-  synchronize();
-  buffer = {};
-  buffer = allocate(bytes);
+  Buffer larger = allocate(bytes);
+  if (buffer.bytes()) outgrown_.push_back(std::move(buffer));
+  buffer = std::move(larger);
 }
 
 // The counter lives in shared memory: the host watches it instead of waiting for the stream, and asks the stream only now and then
@@ -208,13 +206,18 @@ uint64_t CudaBackend::hash_kv(const KvLayer& kv, const AttentionShape& shape, in
 // ------------------------------------------------------------------------------------------------ the cycle
 
 void CudaBackend::log_softmax(const Rows& rows, const float* logits, int v, float* out) { cuda::log_softmax(stream_, rows, logits, v, out); }
-void CudaBackend::prepare_sampling(int rows, int vocab_size) { reserve(sampling_scratch_, sampling_scratch_bytes(rows, vocab_size)); }
+// Always new: it is zeros when a cycle first meets it.
+void CudaBackend::prepare_sampling(int num_slots, int tau_max, Acceptance acceptance, int vocab_size) {
+  if (sampling_scratch_.bytes()) outgrown_.push_back(std::move(sampling_scratch_));
+  sampling_scratch_ = allocate(sampling_scratch_bytes(num_slots, tau_max, acceptance, vocab_size));
+  sampling_vocab_size_ = vocab_size;
+}
 void CudaBackend::begin_cycle(const CycleState& state) { cuda::begin_cycle(stream_, state); }
 void CudaBackend::plan_draft(const CycleState& state, int step, const Rows& rows) { cuda::plan_draft(stream_, state, step, rows); }
-void CudaBackend::sample_draft(const CycleState& state, int step) { cuda::sample_draft(stream_, state, step, sampling_scratch_.as<void>()); }
+void CudaBackend::sample_draft(const CycleState& state, int step) { cuda::sample_draft(stream_, state, step, sampling()); }
 void CudaBackend::plan_verify(const CycleState& state, const Rows& rows) { cuda::plan_verify(stream_, state, rows); }
 void CudaBackend::accept(const CycleState& state, const float* logits, int vocab_size, const CycleResults& results) {
-  cuda::accept(stream_, state, logits, vocab_size, results, sampling_scratch_.as<void>());
+  cuda::accept(stream_, state, logits, vocab_size, results, sampling());
 }
 void CudaBackend::timestamp(int64_t* nanoseconds) { cuda::timestamp(stream_, nanoseconds); }
 void CudaBackend::count_up(int64_t* counter) { cuda::count_up(stream_, counter); }

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "backend/cuda/kernels/kernels.h"
 #include "backend/cuda/matmul.h"
 
 namespace paceline::cuda {
@@ -53,7 +54,7 @@ class CudaBackend final : public Backend {
   void log_softmax(const Rows&, const float* logits, int v, float* out) override;
 
   void prepare_attention(int rows, int pages_per_slot, const AttentionShape&) override;
-  void prepare_sampling(int rows, int vocab_size) override;
+  void prepare_sampling(int num_slots, int tau_max, Acceptance, int vocab_size) override;
   void begin_cycle(const CycleState&) override;
   void plan_draft(const CycleState&, int step, const Rows&) override;
   void sample_draft(const CycleState&, int step) override;
@@ -70,12 +71,15 @@ class CudaBackend final : public Backend {
   template <class Finish>
   void product(const Rows& rows, const float* x, const float* norm, float eps, const PackedMatrix& w, Finish finish);
   void reserve(Buffer& buffer, size_t bytes);
+  SamplingScratch sampling() const { return {sampling_scratch_.as<void>(), sampling_vocab_size_}; }
 
   std::string description_;
   cudaStream_t stream_ = nullptr;
   std::unique_ptr<Matmul> matmul_;
-  // Scratch, grown only while models are built: every graph is captured later.
+  // Scratch, grown while models are built. A graph keeps what it was captured with, so nothing of it goes before the backend does.
   Buffer operand_, sums_, attention_scratch_, sampling_scratch_;
+  int sampling_vocab_size_ = 0;
+  std::vector<Buffer> outgrown_;
 };
 
 }  // namespace paceline::cuda

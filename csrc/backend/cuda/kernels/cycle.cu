@@ -4,6 +4,7 @@
 //   plan_draft    rows (slot, position, token) the draft lacks up to its next token, in slot order
 //   plan_verify   rows of the last committed token and of all drafts, in slot order
 //   timestamp     when the device gets here
+//   count_up      counter += 1, after everything before it can be read by the host
 //
 // A few integers per slot in and out; one block. Rows are numbered by a prefix sum over the slots' counts, a tile of slots at a
 // time, so that the order is that of the slots whichever thread writes. Oracle: tests/simt/cycle_test.cc. Not measured.
@@ -97,6 +98,12 @@ __global__ void plan_verify_kernel(CycleState state, Rows rows) {
 
 __global__ void timestamp_kernel(int64_t* nanoseconds) { *nanoseconds = global_timer(); }
 
+// What earlier kernels wrote, this one sees; the fence passes that on to whoever sees the counter.
+__global__ void count_up_kernel(int64_t* counter) {
+  __threadfence_system();
+  *static_cast<volatile int64_t*>(counter) = *counter + 1;
+}
+
 }  // namespace
 
 void begin_cycle(cudaStream_t stream, const CycleState& state) { launch(begin_cycle_kernel, dim3(1), kThreads, 0, stream, state); }
@@ -108,6 +115,8 @@ void plan_draft(cudaStream_t stream, const CycleState& state, int step, const Ro
 void plan_verify(cudaStream_t stream, const CycleState& state, const Rows& rows) {
   launch(plan_verify_kernel, dim3(1), kThreads, kThreads / kWarp * sizeof(int), stream, state, rows);
 }
+
+void count_up(cudaStream_t stream, int64_t* counter) { launch(count_up_kernel, dim3(1), 1, 0, stream, counter); }
 
 void timestamp(cudaStream_t stream, int64_t* nanoseconds) { launch(timestamp_kernel, dim3(1), 1, 0, stream, nanoseconds); }
 
