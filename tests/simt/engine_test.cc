@@ -109,9 +109,9 @@ TEST(rejection_is_plain_at_temperature_zero_and_accepts_everything_when_draft_is
 
 // The two engines round alike but add in different orders: they may part only where the target hardly prefers one token.
 TEST(greedy_text_is_that_of_the_cpu_engine_up_to_near_ties) {
-  constexpr double kNear = 0.05;  // nats between the two best tokens
   const std::shared_ptr<Backend> cpu = make_cpu_backend(1, "");
   for (DType dtype : {DType::bf16, DType::fp32}) {
+    const double near = dtype == DType::bf16 ? 0.15 : 1e-4;  // nats; 0.07 was seen in bf16: logits of this network spread over 20
     const SmallPair pair(dtype), on_cpu(dtype, small_shape(), cpu);
     int compared = 0;
     for (const Job& job : jobs_of(6, 0.0, 83, 71, 12)) {
@@ -131,10 +131,10 @@ TEST(greedy_text_is_that_of_the_cpu_engine_up_to_near_ties) {
       for (size_t i = 0; i < want.size(); ++i, ++compared) {
         const auto [token, logprob, margin] = want[i];
         if (std::get<0>(got[i]) != token) {
-          CHECK(margin < kNear, name_of(dtype), ", token ", i, " is ", std::get<0>(got[i]), ", the CPU's ", token, " by ", margin, " nats");
+          CHECK(margin < near, name_of(dtype), ", token ", i, " is ", std::get<0>(got[i]), ", the CPU's ", token, " by ", margin, " nats");
           break;
         }
-        CHECK(std::abs(std::get<1>(got[i]) - logprob) < kNear, name_of(dtype), ", token ", i, ": logprob ", std::get<1>(got[i]), ", the CPU's ", logprob);
+        CHECK(std::abs(std::get<1>(got[i]) - logprob) < near, name_of(dtype), ", token ", i, ": logprob ", std::get<1>(got[i]), ", the CPU's ", logprob);
       }
     }
     CHECK(compared > 50, compared);

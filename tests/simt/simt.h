@@ -60,6 +60,9 @@ T value_from(unsigned long long bits) {
 #undef __shared__
 #define __shared__ static_assert(false, "shared memory is dynamic here: shared_memory<T>()")
 
+#undef __launch_bounds__
+#define __launch_bounds__(...)
+
 inline void __syncthreads() { simt::block_barrier(); }
 inline void __syncwarp(unsigned mask = 0xffffffffu) { simt::exchange(mask, 0); }
 inline void __threadfence() {}
