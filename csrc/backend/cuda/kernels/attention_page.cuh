@@ -8,7 +8,7 @@
 //           they are used: their weight is 0, and their value is not multiplied with it.
 // Banks     rows of q, K and V lie an odd number of 16-byte lines apart: eight lanes that read the same line of eight rows, one access
 //           of the memory, meet all 32 banks. Scores lie 80 floats apart: two queries of a warp meet different halves of the banks.
-// Room      at most 93 KiB (fp32, Dh = 128); bf16 with Dh = 128 takes 36 to 61 KiB, by the number of queries
+// Room      at most 93 KiB (fp32, Dh = 128); bf16 with Dh = 128 takes 35 to 61 KiB, by the number of queries
 #pragma once
 
 #include "backend/cuda/device.cuh"
