@@ -71,21 +71,24 @@ struct World {
         for (int head = 0; head < shape.kv_heads; ++head)
           for (size_t i = 0; i < dh; ++i) {
             const size_t page = where[slot * per_slot + p / 64];
-            set(((page * shape.kv_heads + head) * 64 + p % 64) * dh + i, p == hole ? kNan : values[(size_t(p) * shape.kv_heads + head) * dh + i]);
+            const float value = values[(size_t(p) * shape.kv_heads + head) * dh + i];
+            set(((page * shape.kv_heads + head) * 64 + p % 64) * dh + i, p == hole ? kNan : value);
           }
     }
     return all;
   }
 };
 
-// The world and rows in device memory, so that they can be run again and again.
+// The world and rows in device memory, so that they can be run again and again. Behind the rows that live lie some of a pass before, of
+// the last one's slot and far behind all its pages.
 class DevicePass {
  public:
   DevicePass(const World& world, const std::vector<Row>& rows)
-      : world_(world), live_(int(rows.size())),
-        stride_(cuda::padded_columns(world.shape.heads * world.shape.head_dim) + 2 * cuda::padded_columns(world.shape.kv_heads * world.shape.head_dim)),
-        rows_(column(rows, &Row::slot), column(rows, &Row::position), column(rows, &Row::slot)), qkv_(queries(rows)), keys_(world.pages(0, rows)),
-        values_(world.pages(1, rows)), table_(world.table()) {}
+      : world_(world), live_(int(rows.size())), stride_(padded(world.shape.heads) + 2 * padded(world.shape.kv_heads)),
+        rows_(column(rows, &Row::slot), column(rows, &Row::position), column(rows, &Row::slot)), qkv_(queries(rows)),
+        keys_(world.pages(0, rows)), values_(world.pages(1, rows)), table_(world.table()) {
+    cuda::check(cudaMemcpyAsync(rows_.rows().live, &live_, sizeof live_, cudaMemcpyHostToDevice, stream()), "cudaMemcpyAsync");
+  }
 
   // What comes out for each row. Rows that do not live keep what they held.
   std::vector<std::vector<float>> run(Split split) const {
@@ -94,10 +97,10 @@ class DevicePass {
     const size_t bytes = size_t(capacity) * world_.shape.heads * nodes * (world_.shape.head_dim + 2) * sizeof(float);
     Device<char> scratch(bytes);
     Device<float> out(std::vector<float>(size_t(capacity) * q_size, kUntouched));
-    cuda::attention(stream(), rows_.rows(), qkv_.data(), world_.model(), {keys_.data(), values_.data(), table_.data(), world_.per_slot, world_.dtype},
-                    scratch.data(), bytes, out.data());
+    const KvLayer kv{keys_.data(), values_.data(), table_.data(), world_.per_slot, world_.dtype};
+    cuda::attention(stream(), rows_.rows(), qkv_.data(), world_.model(), kv, scratch.data(), bytes, out.data());
     const auto got = out.read();
-    for (size_t i = size_t(live_) * q_size; i < got.size(); ++i) CHECK(got[i] == kUntouched, "a row that does not live was written");
+    for (size_t i = size_t(live_) * q_size; i < got.size(); ++i) CHECK(got[i] == kUntouched, "wrote a row that does not live");
     std::vector<std::vector<float>> all;
     for (int row = 0; row < live_; ++row) all.emplace_back(got.begin() + size_t(row) * q_size, got.begin() + size_t(row + 1) * q_size);
     return all;
@@ -107,8 +110,11 @@ class DevicePass {
   static std::vector<int32_t> column(const std::vector<Row>& rows, int Row::*member) {
     std::vector<int32_t> all;
     for (const Row& row : rows) all.push_back(row.*member);
+    const Row stale{rows.empty() ? 0 : rows.back().slot, 1 << 30};
+    all.insert(all.end(), 2, stale.*member);
     return all;
   }
+  int padded(int heads) const { return cuda::padded_columns(heads * world_.shape.head_dim); }
   std::vector<float> queries(const std::vector<Row>& rows) const {
     std::vector<float> all(rows.size() * stride_, kNan);  // what is not a query is not looked at
     for (size_t i = 0; i < rows.size(); ++i) {
@@ -131,7 +137,8 @@ std::string text_of(const World& world) {
 }
 
 void check_same(const std::vector<float>& got, const std::vector<float>& want, const std::string& where) {
-  for (size_t i = 0; i < want.size(); ++i) CHECK(bits_of(got[i]) == bits_of(want[i]), where, ", column ", i, ": ", got[i], " and ", want[i]);
+  for (size_t i = 0; i < want.size(); ++i)
+    CHECK(bits_of(got[i]) == bits_of(want[i]), where, ", column ", i, ": ", got[i], " and ", want[i]);
 }
 
 // One order and split is judged by the oracle, for some heads; the others must give its bits.
@@ -163,8 +170,8 @@ std::vector<std::vector<float>> checked(const World& world, const std::vector<Ro
       for (int i = 0; i < dh; ++i) query.push_back(reference::exactly(q[head * dh + i]));
       const auto want = reference::attention(query, held[0], held[1], false);
       for (int i = 0; i < dh; ++i)
-        CHECK(reference::agrees(first[r][head * dh + i], want[i]), where, ", row ", r, " at ", rows[r].position, ", head ", head, ", column ", i, ": got ",
-              first[r][head * dh + i], ", expected ", want[i].value, " +- ", want[i].error);
+        CHECK(reference::agrees(first[r][head * dh + i], want[i]), where, ", row ", r, " at ", rows[r].position, ", head ", head,
+              ", column ", i, ": got ", first[r][head * dh + i], ", expected ", want[i].value, " +- ", want[i].error);
     }
   }
   return first;
@@ -179,7 +186,8 @@ std::vector<Row> run_of(int slot, int first, int count) {
 }  // namespace
 
 TEST(heads_of_every_shape) {
-  for (const Heads& shape : {Heads{1, 1, 8}, {2, 1, 48}, {4, 1, 64}, {3, 3, 80}, {8, 1, 128}, {2, 2, 256}, {40, 1, 2}, {6, 2, 100}, {5, 1, 6}, {7, 1, 130}})
+  for (const Heads& shape : {Heads{1, 1, 8}, {2, 1, 48}, {4, 1, 64}, {3, 3, 80}, {8, 1, 128}, {2, 2, 256}, {40, 1, 2}, {6, 2, 100},
+                             {5, 1, 6}, {7, 1, 130}})
     for (DType dtype : {DType::fp32, DType::bf16})
       for (int context : {1, 2, 63, 64, 65, 130}) {
         const World world{shape, dtype, {7, 8}, 3};
@@ -233,14 +241,15 @@ TEST(a_row_s_bits_are_its_own) {
     }
 }
 
-// A pass of several tiles, of prefill's size: each row as if alone.
+// A pass of several tiles, so wide that a block takes several nodes: each row as if alone.
 TEST(many_rows) {
-  const World world{{2, 1, 8}, DType::bf16, {1, 2}, 5};
-  std::vector<Row> rows = run_of(0, 3, 150);
+  const World world{{8, 8, 2}, DType::bf16, {1, 2}, 9};
+  std::vector<Row> rows = run_of(0, 420, 150);
   for (const Row& row : run_of(1, 100, 50)) rows.push_back(row);
   for (Split split : {Split::pages, Split::groups}) {
     const auto all = DevicePass(world, rows).run(split);
-    for (int r : {0, 15, 16, 31, 63, 64, 149, 150, 160, 199}) check_same(DevicePass(world, {rows[r]}).run(Split::pages)[0], all[r], message("row ", r));
+    for (int r : {0, 15, 16, 31, 63, 64, 149, 150, 160, 199})
+      check_same(DevicePass(world, {rows[r]}).run(Split::pages)[0], all[r], message("row ", r));
   }
 }
 
@@ -278,7 +287,8 @@ TEST(scratch_holds_pages_of_a_few_rows_or_groups_of_all) {
   CHECK(cuda::attention_scratch_bytes(512, 20, shape) == 512 * 3 * node);
   DeviceRows rows({0}, {0}, {0});
   const KvLayer kv{nullptr, nullptr, nullptr, 9, DType::fp32};
-  CHECK_THROWS(cuda::attention(stream(), rows.rows(), nullptr, shape, kv, nullptr, 4 * 2 * node - 1, nullptr), std::invalid_argument, "scratch");
+  const size_t too_few = rows.rows().capacity * 2 * node - 1;
+  CHECK_THROWS(cuda::attention(stream(), rows.rows(), nullptr, shape, kv, nullptr, too_few, nullptr), std::invalid_argument, "scratch");
 }
 
 TEST_MAIN()

@@ -40,12 +40,14 @@ DeviceRows rows_of(const Pass& pass) {
 
 // Rows that the product covers hold what is wanted, all others what they held before.
 template <class Want>
-void check_rows(const std::vector<float>& got, const std::vector<float>& before, const Pass& pass, int n, const std::string& where, Want want) {
+void check_rows(const std::vector<float>& got, const std::vector<float>& before, const Pass& pass, int n, const std::string& where,
+                Want want) {
   for (size_t i = 0; i < got.size(); ++i) {
     const int row = int(i) / n, column = int(i) % n;
     if (pass.covers(row)) {
       const Near near = want(row - pass.first_row, column);
-      CHECK(agrees(got[i], near), where, ", row ", row, ", column ", column, ": got ", got[i], ", expected ", near.value, " +- ", near.error);
+      CHECK(agrees(got[i], near), where, ", row ", row, ", column ", column, ": got ", got[i], ", expected ", near.value, " +- ",
+            near.error);
     } else {
       CHECK(got[i] == before[i], where, ", row ", row, ": written, though it is none of the product's");
     }
@@ -64,7 +66,8 @@ TEST(exponentials) {
     CHECK(std::abs(cuda::exp2_of(x) - want) <= 0x1p-22 * want, "2^", x, ": got ", cuda::exp2_of(x), ", expected ", want);
   }
   CHECK(cuda::exp_of(0) == 1 && cuda::exp2_of(0) == 1);
-  CHECK(cuda::exp2_of(-INFINITY) == 0x1p-126f && cuda::exp_of(-INFINITY) == cuda::exp_of(-87) && cuda::exp_of(INFINITY) == cuda::exp_of(88));
+  CHECK(cuda::exp2_of(-INFINITY) == 0x1p-126f);
+  CHECK(cuda::exp_of(-INFINITY) == cuda::exp_of(-87) && cuda::exp_of(INFINITY) == cuda::exp_of(88));
   for (uint32_t nan : {0x7fc00000u, 0x7fffffffu, 0xffc00000u, 0xffffffffu})
     CHECK(std::isnan(cuda::exp_of(float_from_bits(nan))) && std::isnan(cuda::exp2_of(float_from_bits(nan))), nan);
 }
@@ -99,7 +102,8 @@ TEST(finish_gate_up) {
         Device<float> dsums(sums), out(before);
         const DeviceRows rows = rows_of(pass);
         cuda::finish_gate_up(stream(), rows.rows(), pass.first_row, dsums.data(), columns, f, out.data());
-        check_rows(out.read(), before, pass, f, message(order, ", f ", f, ", live ", pass.live, ", from ", pass.first_row), [&](int index, int column) {
+        const std::string where = message(order, ", f ", f, ", live ", pass.live, ", from ", pass.first_row);
+        check_rows(out.read(), before, pass, f, where, [&](int index, int column) {
           const float* row = &sums[size_t(index) * columns + column / 16 * 32];
           return reference::gated(exactly(row[column % 16]), exactly(row[16 + column % 16]));
         });
@@ -136,15 +140,17 @@ struct QkvCase {
   Pass pass;
   DType dtype;
   bool biased, normed;
-  int k_column = cuda::padded_columns(shape.heads * shape.head_dim), v_column = k_column + cuda::padded_columns(shape.kv_heads * shape.head_dim);
-  int columns = v_column + cuda::padded_columns(shape.kv_heads * shape.head_dim), half = shape.head_dim / 2;
+  int half = shape.head_dim / 2, k_columns = cuda::padded_columns(shape.kv_heads * shape.head_dim);
+  int k_column = cuda::padded_columns(shape.heads * shape.head_dim), v_column = k_column + k_columns, columns = v_column + k_columns;
   std::vector<int32_t> slot = {}, position = {}, table = {};
-  std::vector<float> sums = sums_of(pass, columns), bias = random_floats(columns, 2), q_norm = random_floats(shape.head_dim, 3),
-                     k_norm = random_floats(shape.head_dim, 4), angles = random_floats(size_t(kPerSlot) * 64 * half, 5), cosines = {}, sines = {};
+  std::vector<float> sums = sums_of(pass, columns), bias = random_floats(columns, 2);
+  std::vector<float> q_norm = random_floats(shape.head_dim, 3), k_norm = random_floats(shape.head_dim, 4);
+  std::vector<float> angles = random_floats(size_t(kPerSlot) * 64 * half, 5), cosines = {}, sines = {};
   std::vector<float> qkv = {}, keys = {}, values = {};  // what came out, as floats: [T, columns], [page][head][64][Dh]
 
   void run() {
-    for (int row = 0; row < pass.live; ++row) slot.push_back(row * kSlots / pass.live), position.push_back((row * 37 + 62) % (kPerSlot * 64));
+    for (int row = 0; row < pass.live; ++row)
+      slot.push_back(row * kSlots / pass.live), position.push_back((row * 37 + 62) % (kPerSlot * 64));
     for (int i = 0; i < kSlots * kPerSlot; ++i) table.push_back((i * 5 + 3) % kPages);  // all different
     for (float angle : angles) cosines.push_back(std::cos(angle)), sines.push_back(std::sin(angle));
     const std::vector<float> before(size_t(pass.live + 4) * columns, kUntouched);
@@ -153,7 +159,8 @@ struct QkvCase {
     Device<int32_t> dtable(table);
     Device<char> dkeys(std::vector<char>(elements * size_of(dtype), 0)), dvalues(std::vector<char>(elements * size_of(dtype), 0));
     const DeviceRows rows(slot, position, slot);
-    const QkvWeights weights{nullptr, nullptr, biased ? dbias.data() : nullptr, normed ? dq_norm.data() : nullptr, normed ? dk_norm.data() : nullptr, kEps};
+    const QkvWeights weights{nullptr, nullptr, biased ? dbias.data() : nullptr, normed ? dq_norm.data() : nullptr,
+                             normed ? dk_norm.data() : nullptr, kEps};
     cuda::finish_qkv(stream(), rows.rows(), pass.first_row, dsums.data(), columns, weights,
                      {shape.heads, shape.kv_heads, shape.head_dim, dcosines.data(), dsines.data()},
                      {dkeys.data(), dvalues.data(), dtable.data(), kPerSlot, dtype}, dqkv.data());
@@ -162,8 +169,9 @@ struct QkvCase {
 
   std::vector<float> floats(const std::vector<char>& bytes) const {
     std::vector<float> all(bytes.size() / size_of(dtype));
+    const auto* halves = reinterpret_cast<const bf16*>(bytes.data());
     for (size_t i = 0; i < all.size(); ++i)
-      all[i] = dtype == DType::fp32 ? reinterpret_cast<const float*>(bytes.data())[i] : from_bf16(reinterpret_cast<const uint16_t*>(bytes.data())[i]);
+      all[i] = dtype == DType::fp32 ? reinterpret_cast<const float*>(halves)[i] : from_bf16(halves[i]);
     return all;
   }
 
@@ -182,10 +190,12 @@ struct QkvCase {
     const int page = table[slot[row] * kPerSlot + position[row] / 64];
     for (int i = 0; i < shape.head_dim; ++i) {
       float& got = qkv[size_t(row) * columns + column + i];
-      CHECK(agrees(got, want[i]), where, ", row ", row, ", column ", column + i, ": got ", got, ", expected ", want[i].value, " +- ", want[i].error);
+      CHECK(agrees(got, want[i]), where, ", row ", row, ", column ", column + i, ": got ", got, ", expected ", want[i].value, " +- ",
+            want[i].error);
       if (pages) {
         float& kept = (*pages)[((size_t(page) * shape.kv_heads + head) * 64 + position[row] % 64) * shape.head_dim + i];
-        CHECK(kept == (dtype == DType::fp32 ? got : from_bf16(to_bf16(got))), where, ", row ", row, ", element ", i, " in its page: ", kept, ", in qkv ", got);
+        CHECK(kept == (dtype == DType::fp32 ? got : from_bf16(to_bf16(got))), where, ", row ", row, ", element ", i, " in its page: ", kept,
+              ", in qkv ", got);
         kept = 0;
       }
       got = kUntouched;
@@ -223,8 +233,8 @@ TEST(finish_qkv) {
             if (pass.live > 17 && shape.head_dim * shape.heads > 300) continue;
             QkvCase one{shape, pass, dtype, biased, normed};
             one.run();
-            one.check(message(order, ", heads ", shape.heads, "/", shape.kv_heads, " x ", shape.head_dim, ", ", name_of(dtype), ", live ", pass.live,
-                              ", from ", pass.first_row, biased ? ", bias" : "", normed ? ", norms" : ""));
+            one.check(message(order, ", heads ", shape.heads, "/", shape.kv_heads, " x ", shape.head_dim, ", ", name_of(dtype), ", live ",
+                              pass.live, ", from ", pass.first_row, biased ? ", bias" : "", normed ? ", norms" : ""));
           }
   });
 }

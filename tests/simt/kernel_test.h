@@ -32,6 +32,7 @@ class Device {
   T* data() const { return data_; }
   size_t size() const { return count_; }
   void write(const std::vector<T>& values) {
+    if (values.empty()) return;
     cuda::check(cudaMemcpyAsync(data_, values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice, stream()), "cudaMemcpyAsync");
   }
   std::vector<T> read() const {

@@ -5,8 +5,8 @@
 // Two kernels: the states of nodes, pages or whole groups of pages (attention_state.cuh), then what they make together.
 //
 // Shapes   q rows of qkv, out [T, H Dh] fp32; K, V pages [Hkv, 64, Dh] fp32 or bf16; Dh even, up to 256
-// Traffic  2 Dh (position + 1) values per KV head and tile, a tile being up to 16 rows of one slot with all heads of the KV head, cut
-//          where that is more than 32 queries (16 where Dh > 128); and 4 (Dh + 2) bytes per node, row and head, written and read once
+// Traffic  2 Dh (position + 1) values per KV head and tile: up to 16 rows of one slot with all heads of the KV head, cut where that is
+//          more than 32 queries (16 where Dh > 128); and 4 (Dh + 2) bytes per node, row and head, written and read once
 // FLOPs    4 Dh (position + 1) per row and head
 // Grid     (nodes, Hkv x cuts, rows), 128 threads: a block whose row begins a tile takes every gridDim.x-th node; (H, rows), 256 threads
 // Split    single pages while their states fit the scratch, which is meant to hold 32 rows of them: a single row of a long sequence then
@@ -24,10 +24,10 @@ namespace paceline::cuda {
 namespace {
 
 constexpr int kTileRows = 16;
-constexpr int kPagedRows = 32;      // rows up to which the scratch has room for the states of single pages
-constexpr int kCombineThreads = 256, kCombineWarps = kCombineThreads / kWarp;
-constexpr int kMostBlocks = 8192;   // beyond, a block takes several nodes: most blocks of a large grid have no row, and each costs its start
-static_assert(kMaxHeadDim <= kCombineThreads && kTileRows < kWarp);
+constexpr int kPagedRows = 32;     // rows up to which the scratch has room for the states of single pages
+constexpr int kMostBlocks = 8192;  // beyond, a block takes several nodes: most blocks of a large grid have no row, and each has its price
+constexpr int kFewQueries = 8;     // blocks of no more are compiled apart: fewer registers, so that more pages are on their way at once
+static_assert(kTileRows < kWarp);
 
 constexpr int most_queries(int head_dim) { return head_dim <= 128 ? 32 : 16; }
 
@@ -85,8 +85,9 @@ __device__ void gather_queries(const AttentionTask& task, const Tile& tile, cons
 }
 
 // One page from memory to the weights of all queries. The caller may read weights, values, maxima and sums until the next call.
-template <class T>
-__device__ __forceinline__ void weights_of_page(const AttentionTask& task, const Tile& tile, const PageMemory& memory, int page, int longest) {
+template <class T, bool IsFew>
+__device__ __forceinline__ void weights_of_page(const AttentionTask& task, const Tile& tile, const PageMemory& memory, int page,
+                                                int longest) {
   const int slot = task.rows.slot[tile.first_row], at = task.kv.page_table[size_t(slot) * task.kv.pages_per_slot + page];
   const size_t offset = (size_t(at) * task.num_kv_heads + tile.kv_head) * kPagePositions * task.head_dim;
   const T *keys = static_cast<const T*>(task.kv.keys) + offset, *values = static_cast<const T*>(task.kv.values) + offset;
@@ -94,7 +95,7 @@ __device__ __forceinline__ void weights_of_page(const AttentionTask& task, const
   if (task.room.apart) load_rows<2>({keys, values}, {memory.key(0), memory.value(0)}, longest, task.head_dim, task.room.kv_stride);
   else load_rows<1>({keys}, {memory.key(0)}, longest, task.head_dim, task.room.kv_stride);
   __syncthreads();
-  score<T>(memory, tile.queries, longest, task.head_dim);
+  score<T, IsFew>(memory, tile.queries, longest, task.head_dim);
   __syncthreads();
   if (!task.room.apart) load_rows<1>({values}, {memory.value(0)}, longest, task.head_dim, task.room.kv_stride);
   soften(memory, tile.queries, page * kPagePositions, task.scale);
@@ -116,16 +117,17 @@ __device__ __forceinline__ void store_states(const AttentionTask& task, const Ti
     const Query to = query_of(task, tile, query[i]);
     const size_t at = (size_t(to.row) * task.num_heads + to.head) * nodes.count + node;
     float* out = nodes.out + at * task.head_dim + column;
-    if (task.head_dim % 4 == 0) *reinterpret_cast<float4*>(out) = make_float4(states.out[i][0], states.out[i][1], states.out[i][2], states.out[i][3]);
+    const float(&from)[4] = states.out[i];
+    if (task.head_dim % 4 == 0) *reinterpret_cast<float4*>(out) = make_float4(from[0], from[1], from[2], from[3]);
     else
       for (int c = 0; c < 4; ++c)
-        if (column + c < task.head_dim) out[c] = states.out[i][c];
+        if (column + c < task.head_dim) out[c] = from[c];
     if (column == 0) nodes.maximum[at] = states.maximum[i], nodes.sum[at] = states.sum[i];
   }
 }
 
 // Every gridDim.x-th node. A thread holds four columns of N queries: threads side by side have the columns of one query.
-template <class T, int N>
+template <class T, bool IsFew, int N>
 __device__ __forceinline__ void walk(const AttentionTask& task, const Tile& tile, const PageMemory& memory) {
   const int column_lanes = (task.head_dim + 3) / 4, query_lanes = kPageThreads / column_lanes;
   const int column = int(threadIdx.x) % column_lanes * 4, lane = int(threadIdx.x) / column_lanes;
@@ -140,7 +142,7 @@ __device__ __forceinline__ void walk(const AttentionTask& task, const Tile& tile
     States<N> total;
     for (int page = node * pages; page < (node + 1) * pages && page * kPagePositions <= tile.last; ++page) {
       const int first = page * kPagePositions, longest = visible_of(tile.last, first);
-      weights_of_page<T>(task, tile, memory, page, longest);
+      weights_of_page<T, IsFew>(task, tile, memory, page, longest);
       States<N> leaf;
       int visible[N];
       for (int i = 0; i < N; ++i) visible[i] = visible_of(position[i], first);
@@ -160,66 +162,22 @@ __device__ __forceinline__ void walk(const AttentionTask& task, const Tile& tile
   }
 }
 
-template <class T>
-__global__ void __launch_bounds__(kPageThreads) nodes_kernel(AttentionTask task) {
+// As many blocks to a multiprocessor as registers hold without spilling; those of many fp32 queries fill its shared memory by twos anyway.
+template <class T, bool IsFew>
+__global__ void __launch_bounds__(kPageThreads, IsFew ? 4 : sizeof(T) == 2 ? 3 : 2) nodes_kernel(AttentionTask task) {
   const Tile tile = tile_of(task);
   if (tile.queries <= 0 || int(blockIdx.x) * task.nodes.pages * kPagePositions > tile.last) return;
   const PageMemory memory{shared_memory<unsigned char>(), task.room};
   gather_queries<T>(task, tile, memory);
   __syncthreads();
   const int query_lanes = kPageThreads / ((task.head_dim + 3) / 4), held = (tile.queries + query_lanes - 1) / query_lanes;
-  if (held <= 1) walk<T, 1>(task, tile, memory);
-  else if (held <= 2) walk<T, 2>(task, tile, memory);
-  else if (held <= 4) walk<T, 4>(task, tile, memory);
-  else walk<T, 8>(task, tile, memory);
-}
-
-// ------------------------------------------------------------------------------------------------ what the nodes make together
-
-// The state of one group into shared memory, as maximum, sum, out [Dh]. A lane holds every 32nd column.
-__device__ __forceinline__ void fold_group(const AttentionNodes& nodes, size_t first, int count, int head_dim, float* to) {
-  constexpr int kColumns = kMaxHeadDim / kWarp;
-  float out[kColumns] = {}, maximum = nodes.maximum[first], sum = nodes.sum[first];
-  PACELINE_UNROLL
-  for (int c = 0; c < kColumns; ++c)
-    if (lane_of() + c * kWarp < head_dim) out[c] = nodes.out[first * head_dim + lane_of() + c * kWarp];
-  for (size_t node = first + 1; node < first + count; ++node) {
-    const Merge by = merge_of(maximum, nodes.maximum[node]);
-    maximum = by.maximum, sum = merged(sum, nodes.sum[node], by);
-    PACELINE_UNROLL
-    for (int c = 0; c < kColumns; ++c)
-      if (lane_of() + c * kWarp < head_dim) out[c] = merged(out[c], nodes.out[node * head_dim + lane_of() + c * kWarp], by);
+  if (held <= 1) walk<T, IsFew, 1>(task, tile, memory);
+  else if (held <= 2) walk<T, IsFew, 2>(task, tile, memory);
+  else if (IsFew || held <= 4) walk<T, IsFew, 4>(task, tile, memory);
+  else if constexpr (!IsFew) {
+    if (held <= 6) walk<T, IsFew, 6>(task, tile, memory);
+    else walk<T, IsFew, 8>(task, tile, memory);
   }
-  PACELINE_UNROLL
-  for (int c = 0; c < kColumns; ++c)
-    if (lane_of() + c * kWarp < head_dim) to[2 + lane_of() + c * kWarp] = out[c];
-  if (lane_of() == 0) to[0] = maximum, to[1] = sum;
-}
-
-// One query to a block: its warps take a group each, then every thread merges its column of these groups, in ascending order.
-__global__ void __launch_bounds__(kCombineThreads) combine_kernel(Rows rows, AttentionNodes nodes, int num_heads, int head_dim, float* out) {
-  const int head = int(blockIdx.x), row = int(blockIdx.y), column = int(threadIdx.x);
-  if (row >= *rows.live) return;
-  const int last_page = rows.position[row] / kPagePositions, last_node = last_page / nodes.pages, per_group = kPageGroup / nodes.pages;
-  const int num_groups = last_page / kPageGroup + 1;
-  const size_t first_node = (size_t(row) * num_heads + head) * nodes.count;
-  float* groups = shared_memory<float>();
-  float total = 0, maximum = 0, sum = 0;
-  for (int first = 0; first < num_groups; first += kCombineWarps) {
-    const int mine = first + warp_of(), node = mine * per_group, left = last_node + 1 - node;
-    if (mine < num_groups) fold_group(nodes, first_node + node, left < per_group ? left : per_group, head_dim, groups + warp_of() * (head_dim + 2));
-    __syncthreads();
-    for (int i = 0; i < kCombineWarps && first + i < num_groups && column < head_dim; ++i) {
-      const float* group = groups + i * (head_dim + 2);
-      const bool begins = first + i == 0;
-      const Merge by = merge_of(maximum, group[0]);
-      maximum = begins ? group[0] : by.maximum;
-      sum = begins ? group[1] : merged(sum, group[1], by);
-      total = begins ? group[2 + column] : merged(total, group[2 + column], by);
-    }
-    __syncthreads();
-  }
-  if (column < head_dim) out[(size_t(row) * num_heads + head) * head_dim + column] = total / sum;
 }
 
 // ------------------------------------------------------------------------------------------------ launcher
@@ -244,8 +202,9 @@ PageRoom room_of(int head_dim, int queries, DType dtype) {
 }  // namespace
 
 size_t attention_scratch_bytes(int rows, int pages_per_slot, const AttentionShape& shape) {
-  const size_t paged = size_t(std::min(rows, kPagedRows)) * nodes_of(pages_per_slot, 1), grouped = size_t(rows) * nodes_of(pages_per_slot, kPageGroup);
-  return std::max(paged, grouped) * shape.num_heads * node_bytes(shape.head_dim);
+  const size_t pages = size_t(std::min(rows, kPagedRows)) * nodes_of(pages_per_slot, 1);
+  const size_t groups = size_t(rows) * nodes_of(pages_per_slot, kPageGroup);
+  return std::max(pages, groups) * shape.num_heads * node_bytes(shape.head_dim);
 }
 
 void attention(cudaStream_t stream, const Rows& rows, const float* qkv, const AttentionShape& shape, const KvLayer& kv, void* scratch,
@@ -253,7 +212,8 @@ void attention(cudaStream_t stream, const Rows& rows, const float* qkv, const At
   const int dh = shape.head_dim, heads = shape.num_heads / shape.num_kv_heads;
   const size_t queries = size_t(rows.capacity) * shape.num_heads;
   const auto bytes_of = [&](int pages) { return queries * nodes_of(kv.pages_per_slot, pages) * node_bytes(dh); };
-  require(bytes_of(kPageGroup) <= scratch_bytes, "[attention] ", rows.capacity, " rows need ", bytes_of(kPageGroup), " bytes of scratch, got ", scratch_bytes);
+  require(bytes_of(kPageGroup) <= scratch_bytes, "[attention] ", rows.capacity, " rows need ", bytes_of(kPageGroup),
+          " bytes of scratch, got ", scratch_bytes);
   AttentionTask task{rows, qkv, kv, {}, {}, shape.num_heads, shape.num_kv_heads, dh, 0, 0, 0, 1.44269504f / std::sqrt(float(dh))};
   task.nodes.pages = bytes_of(1) <= scratch_bytes ? 1 : kPageGroup;
   task.nodes.count = nodes_of(kv.pages_per_slot, task.nodes.pages);
@@ -261,16 +221,18 @@ void attention(cudaStream_t stream, const Rows& rows, const float* qkv, const At
   task.nodes.maximum = task.nodes.out + queries * task.nodes.count * dh;
   task.nodes.sum = task.nodes.maximum + queries * task.nodes.count;
   task.qkv_stride = padded_columns(shape.num_heads * dh) + 2 * padded_columns(shape.num_kv_heads * dh);
-  const int tile_queries = std::min(rows.capacity, kTileRows) * heads;
-  task.queries = std::min(tile_queries, most_queries(dh));
-  task.cuts = (tile_queries + task.queries - 1) / task.queries;
+  const int of_tile = std::min(rows.capacity, kTileRows) * heads;
+  task.cuts = (of_tile + most_queries(dh) - 1) / most_queries(dh);
+  task.queries = (of_tile + task.cuts - 1) / task.cuts;
   task.room = room_of(dh, task.queries, kv.dtype);
-  const int others = shape.num_kv_heads * task.cuts * rows.capacity;
-  const dim3 blocks(unsigned(std::clamp(kMostBlocks / others, 1, task.nodes.count)), unsigned(shape.num_kv_heads * task.cuts), unsigned(rows.capacity));
-  if (kv.dtype == DType::fp32) launch(nodes_kernel<float>, blocks, kPageThreads, size_t(task.room.bytes), stream, task);
-  else launch(nodes_kernel<bf16>, blocks, kPageThreads, size_t(task.room.bytes), stream, task);
-  launch(combine_kernel, dim3(unsigned(shape.num_heads), unsigned(rows.capacity)), kCombineThreads, kCombineWarps * node_bytes(dh), stream, rows,
-         task.nodes, shape.num_heads, dh, out);
+
+  const int lanes = shape.num_kv_heads * task.cuts, nodes = std::clamp(kMostBlocks / (lanes * rows.capacity), 1, task.nodes.count);
+  const bool is_few = task.queries <= kFewQueries;
+  const auto kernel = kv.dtype == DType::fp32 ? (is_few ? nodes_kernel<float, true> : nodes_kernel<float, false>)
+                                              : (is_few ? nodes_kernel<bf16, true> : nodes_kernel<bf16, false>);
+  launch(kernel, dim3(unsigned(nodes), unsigned(lanes), unsigned(rows.capacity)), kPageThreads, size_t(task.room.bytes), stream, task);
+  launch(combine_kernel, dim3(unsigned(shape.num_heads), unsigned(rows.capacity)), kCombineThreads, kCombineWarps * node_bytes(dh), stream,
+         rows, task.nodes, shape.num_heads, dh, out);
 }
 
 }  // namespace paceline::cuda

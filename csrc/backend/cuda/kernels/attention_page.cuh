@@ -8,6 +8,7 @@
 //           they are used: their weight is 0, and their value is not multiplied with it.
 // Banks     rows of q, K and V lie an odd number of 16-byte lines apart: eight lanes that read the same line of eight rows, one access
 //           of the memory, meet all 32 banks. Scores lie 80 floats apart: two queries of a warp meet different halves of the banks.
+// Room      at most 93 KiB (fp32, Dh = 128); bf16 with Dh = 128 takes 35 to 61 KiB, by the number of queries
 #pragma once
 
 #include "backend/cuda/device.cuh"
@@ -53,7 +54,8 @@ __device__ __forceinline__ void unpack_pair(uint32_t pair, float& low, float& hi
   low = float_from_bits(pair << 16), high = float_from_bits(pair & 0xffff0000u);
 }
 __device__ __forceinline__ void unpack(const bf16*, uint4 line, float (&to)[8]) {
-  unpack_pair(line.x, to[0], to[1]), unpack_pair(line.y, to[2], to[3]), unpack_pair(line.z, to[4], to[5]), unpack_pair(line.w, to[6], to[7]);
+  unpack_pair(line.x, to[0], to[1]), unpack_pair(line.y, to[2], to[3]);
+  unpack_pair(line.z, to[4], to[5]), unpack_pair(line.w, to[6], to[7]);
 }
 __device__ __forceinline__ void load_four(const float* at, float (&to)[4]) { unpack(at, *reinterpret_cast<const uint4*>(at), to); }
 __device__ __forceinline__ void load_four(const bf16* at, float (&to)[4]) {
@@ -63,7 +65,8 @@ __device__ __forceinline__ void load_four(const bf16* at, float (&to)[4]) {
 
 // `rows` rows of P planes of a page, from memory to the block's. All loads of a turn are under way before the first is stored.
 template <int P>
-__device__ __forceinline__ void load_lines(const uint4* const (&from)[P], unsigned char* const (&to)[P], int rows, int lines, int stride) {
+__device__ __forceinline__ void load_lines(const uint4* const (&from)[P], unsigned char* const (&to)[P], int rows, int lines,
+                                           int stride) {
   const int row_step = kPageThreads / lines, line_step = kPageThreads % lines;
   int row = int(threadIdx.x) / lines, line = int(threadIdx.x) % lines;
   for (int first = int(threadIdx.x); first < rows * lines; first += kInFlight * kPageThreads) {
@@ -87,7 +90,8 @@ __device__ __forceinline__ void load_lines(const uint4* const (&from)[P], unsign
 
 // The same for rows that are not whole lines: element by element, and zeros up to the line's end, which scores run over.
 template <int P, class T>
-__device__ __forceinline__ void load_elements(const T* const (&from)[P], unsigned char* const (&to)[P], int rows, int head_dim, int stride) {
+__device__ __forceinline__ void load_elements(const T* const (&from)[P], unsigned char* const (&to)[P], int rows, int head_dim,
+                                              int stride) {
   const int width = lines_of(head_dim * int(sizeof(T))) * 16 / int(sizeof(T));
   for (int p = 0; p < P; ++p)
     for (int at = int(threadIdx.x); at < rows * width; at += kPageThreads) {
@@ -137,14 +141,17 @@ __device__ __forceinline__ void score_tile(const PageMemory& memory, int queries
       if (first + i * kQueryLanes < queries) memory.scores(first + i * kQueryLanes)[place + p * kPositionLanes] = sum[i][p];
 }
 
-template <class T>
+template <class T, bool IsFew>
 __device__ __forceinline__ void score(const PageMemory& memory, int queries, int longest, int head_dim) {
   const int lines = lines_of(head_dim * int(sizeof(T)));
   if (queries <= 2) score_tile<T, 1, 1>(memory, queries, longest, lines);
   else if (queries <= 4) score_tile<T, 2, 1>(memory, queries, longest, lines);
-  else if (queries <= 8) score_tile<T, 4, 1>(memory, queries, longest, lines);
-  else if (queries <= 16) score_tile<T, 2, 4>(memory, queries, longest, lines);
-  else score_tile<T, 4, 4>(memory, queries, longest, lines);
+  else if (IsFew || queries <= 8) score_tile<T, 4, 1>(memory, queries, longest, lines);
+  else if constexpr (!IsFew) {
+    if (queries <= 16) score_tile<T, 2, 4>(memory, queries, longest, lines);
+    else if (queries <= 24) score_tile<T, 3, 4>(memory, queries, longest, lines);
+    else score_tile<T, 4, 4>(memory, queries, longest, lines);
+  }
 }
 
 // Scores become weights, in place; maximum and sum of each query that sees something of the page. One warp per query.
@@ -164,8 +171,8 @@ __device__ __forceinline__ void soften(const PageMemory& memory, int queries, in
 
 // Four columns of N queries. Positions below `common` are visible to all queries of the block, those from `longest` on to none.
 template <class T, int N>
-__device__ __forceinline__ void weigh(const PageMemory& memory, const int (&query)[N], const int (&visible)[N], int column, int common, int longest,
-                                      float (&out)[N][4]) {
+__device__ __forceinline__ void weigh(const PageMemory& memory, const int (&query)[N], const int (&visible)[N], int column, int common,
+                                      int longest, float (&out)[N][4]) {
   float value[4][4];
   int j = 0;
   for (; j + 4 <= common; j += 4) {

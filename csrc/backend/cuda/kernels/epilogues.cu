@@ -143,7 +143,8 @@ dim3 value_blocks(int n) { return dim3(unsigned((n + kThreads - 1) / kThreads), 
 
 }  // namespace
 
-void finish_residual(cudaStream_t stream, const Rows& rows, int first_row, const float* sums, int columns, const float* bias, float* x, int d) {
+void finish_residual(cudaStream_t stream, const Rows& rows, int first_row, const float* sums, int columns, const float* bias, float* x,
+                     int d) {
   launch(residual_kernel, value_blocks(d), kThreads, 0, stream, rows, first_row, sums, columns, bias, x, d);
 }
 

@@ -34,9 +34,11 @@ void finish_qkv(cudaStream_t, const Rows&, int first_row, const float* sums, int
                 const KvLayer&, float* qkv);
 
 // ------------------------------------------------------------------------------------------------ attention.cu
-// Page of one layer: keys and values alike [Hkv, kPagePositions, Dh] of the KV dtype.
+// Page of one layer: keys and values alike [Hkv, kPagePositions, Dh] of the KV dtype. The size of the scratch, which lies at a multiple
+// of 16 bytes, chooses how the work is split: never a bit of it.
 size_t attention_scratch_bytes(int rows, int pages_per_slot, const AttentionShape&);
-void attention(cudaStream_t, const Rows&, const float* qkv, const AttentionShape&, const KvLayer&, void* scratch, size_t scratch_bytes, float* out);
+void attention(cudaStream_t, const Rows&, const float* qkv, const AttentionShape&, const KvLayer&, void* scratch, size_t scratch_bytes,
+               float* out);
 
 // ------------------------------------------------------------------------------------------------ cycle.cu
 void begin_cycle(cudaStream_t, const CycleState&);
