@@ -219,6 +219,32 @@ TEST(every_survivor_of_a_cut_can_be_drawn_and_no_other) {
   });
 }
 
+// The first and last ids of chunks, of the vocabulary and of its padding: as the best token, as a close second and as a NaN.
+TEST(the_edges_of_chunks_are_seen) {
+  for_each_order([&](const std::string& order) {
+    for (int bad : {0, 1}) {
+      Twins twins({4, 0, 4103, 4099, 64, 16, Acceptance::coupled});
+      for (int edge : {0, 2047, 2048, 4095, 4096, 4098, 4099, 4102}) {
+        for (int slot = 0; slot < 4; ++slot) {
+          twins.tokens[size_t(slot) * twins.stride] = 0;
+          twins.length[slot] = twins.running[slot] = 1;
+          twins.wanted_tau[slot] = twins.target_cached[slot] = twins.draft_cached[slot] = 0;
+          twins.params[slot] = plain_params(slot < 2 ? 0 : 1, 1, 16);
+          if (slot % 2) twins.params[slot].presence_penalty = 0.25f;  // by way of the processed copy
+          twins.params[slot].num_logprobs = 1;
+        }
+        twins.upload();
+        twins.cycle(message(order, ", edge ", edge), RandomModel(1, 0, 0, 0), [&](int slot, int, int size, float* row) {
+          for (int i = 0; i < size; ++i) row[i] = -5.0f - float(i % 7);
+          row[edge] = bad ? NAN : slot == 3 ? 2.0f : 9.0f;
+        });
+        const int finish = bad ? kNumericFault : kRunning;
+        for (int slot = 0; slot < 4; ++slot) CHECK(twins.results[slot].finish == finish, order, ", edge ", edge, ", slot ", slot);
+      }
+    }
+  });
+}
+
 // At this address (found by search: one in 2^32) the high noise word is 0 and the low word alone says that the Gumbel noise is 23.4.
 TEST(the_low_noise_word_decides_in_the_tail) {
   constexpr int kId = 15, kLength = 7;
