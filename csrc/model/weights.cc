@@ -7,6 +7,7 @@ namespace paceline {
 Weights::Weights(std::shared_ptr<Backend> backend, const ModelConfig& config, DType dtype, std::string path, Buffer packed)
     : backend_(std::move(backend)), config_(validated(config)), dtype_(dtype), path_(std::move(path)), layers_(config.num_layers) {
   require(dtype != DType::fp16, "[Weights] dtype must be fp32, bf16, int8, int4 or int4_g32, got fp16");
+  backend_->matrix_bytes(1, 16, dtype);  // a format the backend lacks is refused by its own name, not as the embedding's
   const int d = config_.hidden_size, v = config_.vocab_size;
   place_matrix(embedding_, (v + 15) / 16, d, table_dtype());
   expect_matrix("model.embed_tokens.weight", v, d, embedding_, 0, 1);

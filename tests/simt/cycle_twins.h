@@ -17,20 +17,27 @@ class Both {
  public:
   Both(const char* name, size_t count) : name_(name), values_(count + kGuard), device_(count + kGuard) {
     std::memset(static_cast<void*>(values_.data()), 0xA5, values_.size() * sizeof(T));
+    cuda::check(cudaHostAlloc(reinterpret_cast<void**>(&fetched_), bytes(), 0), "cudaHostAlloc");
     upload();
   }
+  ~Both() { cudaFreeHost(fetched_); }
+  Both(const Both&) = delete;
+  Both& operator=(const Both&) = delete;
   T& operator[](size_t i) { return values_[i]; }
   T* host() { return values_.data(); }
   T* at(bool on_device) { return on_device ? device_.data() : values_.data(); }
   size_t size() const { return values_.size() - kGuard; }
   void upload() { device_.write(values_); }
-  void check(const std::string& where) const {
-    const std::vector<T> got = device_.read();
+  // Enqueued: many arrays are fetched, then waited for once.
+  void fetch() const { cuda::check(cudaMemcpyAsync(fetched_, device_.data(), bytes(), cudaMemcpyDeviceToHost, stream()), "cudaMemcpyAsync"); }
+  void compare(const std::string& where) const {
     const auto* a = reinterpret_cast<const unsigned char*>(values_.data());
-    const auto* b = reinterpret_cast<const unsigned char*>(got.data());
-    for (size_t i = 0; i < values_.size() * sizeof(T); ++i)
-      CHECK(a[i] == b[i], where, ": ", name_, "[", i / sizeof(T), "] byte ", i % sizeof(T), " of ", sizeof(T), ", count ", size(), ": ",
-            describe(values_[i / sizeof(T)]), " on the CPU, ", describe(got[i / sizeof(T)]), " on the device");
+    const auto* b = reinterpret_cast<const unsigned char*>(fetched_);
+    if (std::memcmp(a, b, bytes()) == 0) return;
+    size_t i = 0;
+    while (a[i] == b[i]) ++i;
+    CHECK(false, where, ": ", name_, "[", i / sizeof(T), "] of ", size(), ", byte ", i % sizeof(T), ": ", describe(values_[i / sizeof(T)]),
+          " on the CPU, ", describe(fetched_[i / sizeof(T)]), " on the device");
   }
 
  private:
@@ -38,10 +45,19 @@ class Both {
     if constexpr (std::is_arithmetic_v<T>) return message(value);
     else return "a record";
   }
+  size_t bytes() const { return values_.size() * sizeof(T); }
   const char* name_;
   std::vector<T> values_;
   Device<T> device_;
+  T* fetched_;  // pinned
 };
+
+template <class... Arrays>
+void check_all(const std::string& where, const Arrays&... arrays) {
+  (arrays.fetch(), ...);
+  cuda::check(cudaStreamSynchronize(stream()), "cudaStreamSynchronize");
+  (arrays.compare(where), ...);
+}
 
 struct TwinRows {
   explicit TwinRows(int capacity)
@@ -49,9 +65,7 @@ struct TwinRows {
   Rows rows(bool on_device) {
     return {capacity, live.at(on_device), slot.at(on_device), position.at(on_device), token.at(on_device)};
   }
-  void check(const std::string& where) const {
-    live.check(where), slot.check(where), position.check(where), token.check(where);
-  }
+  void check(const std::string& where) const { check_all(where, live, slot, position, token); }
   int capacity;
   Both<int32_t> live, slot, position, token;
 };
@@ -104,13 +118,11 @@ class Twins {
     draft_cached.upload(), draft_fed.upload(), first_row.upload(), draft_row.upload(), params.upload();
   }
   void check_state(const std::string& where) const {
-    tokens.check(where), length.check(where), running.check(where), wanted_tau.check(where), drafting.check(where);
-    target_cached.check(where), draft_cached.check(where), draft_fed.check(where), first_row.check(where), draft_row.check(where);
-    params.check(where), draft_logits.check(where);
+    check_all(where, tokens, length, running, wanted_tau, drafting, target_cached, draft_cached, draft_fed, first_row, draft_row, params,
+              draft_logits);
   }
   void check_results(const std::string& where) const {
-    emitted.check(where), results.check(where), logprobs.check(where), top_ids.check(where), top_logprobs.check(where), hashes.check(where);
-    logits.check(where);
+    check_all(where, emitted, results, logprobs, top_ids, top_logprobs, hashes, logits);
   }
 
   void begin(const std::string& where) {
@@ -142,8 +154,8 @@ class Twins {
   }
 
   // A whole cycle. model(slot, position, size, row) fills a row that chooses the token at `position`, for the draft and the target.
-  template <class Model>
-  void cycle(const std::string& where, Model draft_model, Model target_model) {
+  template <class Draft, class Target>
+  void cycle(const std::string& where, Draft draft_model, Target target_model) {
     begin(where);
     for (int step = 0; step < sizes.tau_max; ++step) {
       const std::string place = where + ", step " + std::to_string(step);

@@ -34,13 +34,14 @@ struct SmallPair {
       : target(tiny_weights(on, shape, dtype, 1)), draft(tiny_weights(on, shape, dtype, 1, 0.15f)) {}
 };
 
-EngineOptions options_of(int tau, int batch = 1, int length = 128) {
+EngineOptions options_of(int tau, int batch = 1, int length = 128, DType kv = DType::bf16) {
   EngineOptions options;
   options.num_speculative_tokens = tau;
   options.max_model_len = length;
   options.max_num_seqs = batch;
   options.kv_cache_tokens = batch * length;
   options.prefill_chunk = 64;
+  options.kv_dtype = kv;
   return options;
 }
 
@@ -126,7 +127,8 @@ TEST(greedy_text_is_that_of_the_cpu_engine_up_to_near_ties) {
               all.emplace_back(output.tokens[i], output.logprobs[i], output.top_logprobs[i][0].logprob - output.top_logprobs[i][1].logprob);
         return all;
       };
-      Engine here(backend(), pair.target, pair.draft, options_of(3)), there(cpu, on_cpu.target, on_cpu.draft, options_of(3));
+      const EngineOptions options = options_of(3, 1, 128, dtype);
+      Engine here(backend(), pair.target, pair.draft, options), there(cpu, on_cpu.target, on_cpu.draft, options);
       const auto got = collect(here), want = collect(there);
       for (size_t i = 0; i < want.size(); ++i, ++compared) {
         const auto [token, logprob, margin] = want[i];

@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <deque>
 #include <map>
@@ -54,7 +55,7 @@ class Arena {
     in_use_ += bytes;
     protect(at, size, PROT_READ | PROT_WRITE);
     ASAN_UNPOISON_MEMORY_REGION(base_ + at, bytes);
-    std::memset(base_ + at, 0xCB, bytes);
+    std::memset(base_ + at, 0xCB, std::min(bytes, kFilled));
     ASAN_POISON_MEMORY_REGION(base_ + at + bytes, size - bytes);
     if (!opened_) protect(at, size, PROT_NONE);
     return base_ + at;
@@ -74,7 +75,7 @@ class Arena {
   size_t in_use() const { return in_use_; }
 
  private:
-  static constexpr size_t kBytes = size_t(8) << 30, kGap = 4096;
+  static constexpr size_t kBytes = size_t(8) << 30, kGap = 4096, kFilled = 4 << 20;  // of a large allocation the rest is zeros, and costs nothing until it is touched
   void protect(size_t at, size_t bytes, int how) { mprotect(base_ + at / 4096 * 4096, (at % 4096 + bytes + 4095) / 4096 * 4096, how); }
   char* base_;
   size_t used_ = 0, in_use_ = 0;
@@ -102,19 +103,22 @@ void run_next(CUstream_st& stream) {
   const auto work = std::move(stream.queue.front());
   stream.queue.pop_front();
   if (!runtime().fault.empty()) return;
-  arena().open();
   try {
     work.second();
   } catch (const std::exception& error) {
     runtime().fault = error.what();
   }
+}
+
+// Opening takes longer than most pieces of work, so several are done at a time.
+void run_some(CUstream_st& stream, int most) {
+  arena().open();
+  for (int i = 0; i < most && !stream.queue.empty(); ++i) run_next(stream);
   arena().close();
 }
 
 cudaError_t drain(cudaStream_t stream) {
-  arena().open();  // once for all pieces: to open and to close a large arena takes longer than most of them
-  while (!stream->queue.empty()) run_next(*stream);
-  arena().close();
+  while (!stream->queue.empty()) run_some(*stream, 1 << 20);
   return runtime().fault.empty() ? cudaSuccess : cudaErrorLaunchFailure;
 }
 
@@ -268,7 +272,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
 }
 cudaError_t cudaStreamQuery(cudaStream_t stream) {
   if (const cudaError_t error = called("cudaStreamQuery")) return error;
-  if (!stream->queue.empty()) simt::run_next(*stream);
+  simt::run_some(*stream, 16);
   if (!simt::runtime().fault.empty()) return cudaErrorLaunchFailure;
   return stream->queue.empty() ? cudaSuccess : cudaErrorNotReady;
 }

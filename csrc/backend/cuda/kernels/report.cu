@@ -38,6 +38,9 @@ __device__ bool find_emitted(const ChoosingRows& targets, const Scratch& scratch
 __device__ uint64_t larger_of(uint64_t a, uint64_t b) { return a > b ? a : b; }
 __device__ uint64_t sum_of(uint64_t a, uint64_t b) { return a + b; }
 
+// l_max comes from a key and has lost the sign of a zero; + 0.0 keeps it out of the difference.
+__device__ float logprob_of(float logit, double l_max, double log_sum) { return float(((double(logit) - l_max) + 0.0) - log_sum); }
+
 // The k largest of at(0 .. n-1), all different but for 0 = nothing, to out in descending order.
 template <class At>
 __device__ void largest(int n, int k, At at, uint64_t* room, uint64_t* out) {
@@ -77,7 +80,7 @@ __global__ void tell_kernel(ChoosingRows targets, Scratch scratch, CycleResults 
   auto* room = shared_memory<uint64_t>();
   uint64_t* winners = room + kSweepThreads / kWarp;
   const double l_max = double(targets.known[index].raw_max), log_sum = log_of_sum(targets.known[index].raw_sum);
-  const auto logprob = [&](int id) { return float((double(row.raw[id]) - l_max) - log_sum); };
+  const auto logprob = [&](int id) { return logprob_of(row.raw[id], l_max, log_sum); };
   if (threadIdx.x == 0) results.logprobs[row.at] = logprob(results.tokens[row.at]);
   if (row.top == 0) return;
   const uint64_t* top = scratch.top + size_t(index) * chunks * kMaxTopLogprobs;
@@ -108,7 +111,7 @@ __global__ void log_softmax_kernel(Rows rows, const float* logits, int v, float*
   const double l_max = double(value_of(uint32_t(reduce_block(best, room, larger_of))));
   for (int i = int(threadIdx.x); i < v; i += kRowThreads) sum += fixed_weight(double(l[i]) - l_max);
   const double log_sum = log_of_sum(reduce_block(sum, room, sum_of));
-  for (int i = int(threadIdx.x); i < v; i += kRowThreads) out[size_t(row) * v + i] = float((double(l[i]) - l_max) - log_sum);
+  for (int i = int(threadIdx.x); i < v; i += kRowThreads) out[size_t(row) * v + i] = logprob_of(l[i], l_max, log_sum);
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
 // Rows on their way into the network and into each product.
 //
 //   embed      x[t] = table[token_t]                               bytes 2 d in (bf16), 4 d out, per row   grid (rows)
-//   pack_rows  operand[t] = round(x[t] norm / rms(x[t]))           bytes 4 k in twice, 2 k out, per row    grid (kRowBlock)
+//   pack_rows  operand[t] = round(x[t] norm / rms(x[t]))           bytes 4 k in twice, 2 k out, per row    grid (rows of the block)
 //
 // rms(x) = sqrt(mean(x^2) + eps), its sum in one tree that depends on k alone. Oracle: tests/simt/rows_test.cc. Not measured.
 #include "backend/cuda/device.cuh"
@@ -49,10 +49,11 @@ void embed(cudaStream_t stream, const Rows& rows, const void* table, DType dtype
 void pack_rows(cudaStream_t stream, const Rows& rows, int first_row, const float* x, int k, const float* norm, float eps, DType dtype,
                void* operand) {
   constexpr size_t kShared = kThreads / kWarp * sizeof(float);
+  const dim3 blocks(unsigned(rows.capacity - first_row < kRowBlock ? rows.capacity - first_row : kRowBlock));
   if (dtype == DType::fp32)
-    launch(pack_rows_kernel<float>, dim3(kRowBlock), kThreads, kShared, stream, rows, first_row, x, k, norm, eps, static_cast<float*>(operand));
+    launch(pack_rows_kernel<float>, blocks, kThreads, kShared, stream, rows, first_row, x, k, norm, eps, static_cast<float*>(operand));
   else
-    launch(pack_rows_kernel<bf16>, dim3(kRowBlock), kThreads, kShared, stream, rows, first_row, x, k, norm, eps, static_cast<bf16*>(operand));
+    launch(pack_rows_kernel<bf16>, blocks, kThreads, kShared, stream, rows, first_row, x, k, norm, eps, static_cast<bf16*>(operand));
 }
 
 }  // namespace paceline::cuda
