@@ -7,6 +7,7 @@
 #include <deque>
 #include <map>
 #include <memory>
+#include <set>
 #include <stdexcept>
 #include <vector>
 
@@ -123,6 +124,14 @@ cudaError_t drain(cudaStream_t stream) {
 }
 
 
+std::set<cudaStream_t>& streams() {
+  static auto* the = new std::set<cudaStream_t>;
+  return *the;
+}
+void drain_all() {
+  for (cudaStream_t stream : streams()) drain(stream);
+}
+
 // Ordered work: into the graph being captured, or the stream's queue.
 void submit(CUstream_st& stream, const char* what, std::function<void()> work) {
   if (stream.capturing) stream.capturing->nodes.emplace_back(what, std::move(work));
@@ -221,8 +230,11 @@ cudaError_t cudaMalloc(void** memory, size_t bytes) {
   *memory = simt::arena().allocate(bytes);
   return *memory ? cudaSuccess : cudaErrorMemoryAllocation;
 }
+// Frees wait for whatever runs, and free even where they report that something before has failed.
 cudaError_t cudaFree(void* memory) {
-  if (const cudaError_t error = called("cudaFree")) return error;
+  simt::drain_all();
+  const cudaError_t error = called("cudaFree");
+  if (error) return simt::arena().release(memory), error;
   return !memory || simt::arena().release(memory) ? cudaSuccess : cudaErrorInvalidValue;
 }
 cudaError_t cudaHostAlloc(void** memory, size_t bytes, unsigned) {
@@ -233,10 +245,10 @@ cudaError_t cudaHostAlloc(void** memory, size_t bytes, unsigned) {
   return cudaSuccess;
 }
 cudaError_t cudaFreeHost(void* memory) {
-  if (const cudaError_t error = called("cudaFreeHost")) return error;
+  simt::drain_all();
   simt::pinned().erase(static_cast<char*>(memory));
   std::free(memory);
-  return cudaSuccess;
+  return called("cudaFreeHost");
 }
 cudaError_t cudaHostGetDevicePointer(void** device, void* host, unsigned) { return *device = host, called("cudaHostGetDevicePointer"); }
 cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream) {
@@ -257,11 +269,12 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
 // ------------------------------------------------------------------------------------------------ streams, events, graphs
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
   if (const cudaError_t error = called("cudaStreamCreateWithFlags")) return error;
-  *stream = new CUstream_st;
+  simt::streams().insert(*stream = new CUstream_st);
   return cudaSuccess;
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   simt::drain(stream);
+  simt::streams().erase(stream);
   delete stream;
   return called("cudaStreamDestroy");
 }
