@@ -3,9 +3,14 @@
     python bench/chart.py MEDIANS.json [MEDIANS.json ...] docs/peers.svg
 """
 
+import argparse
 import json
 import pathlib
 import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+
+import options as option  # noqa: E402
 
 WIDTH, BAR, GAP, GROUP_GAP, LEFT, TOP = 760, 20, 5, 24, 70, 64
 COLOURS = {"llama.cpp": ("#c9c9c9", "#9b9b9b"), "OpenVINO": ("#d9c7a8", "#b8975a"), "ours": ("#8fb8de", "#1f5fa8")}
@@ -43,5 +48,24 @@ def svg(runs):
     return "\n".join([*parts, "</svg>", ""])
 
 
+def medians(path):
+    """A type for argparse: what `peers.py --save` wrote, with the answers that bars are made of."""
+    try:
+        run = json.loads(pathlib.Path(path).read_text())
+        for engines in run["medians"].values():
+            list(bars(engines))
+        return run
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise argparse.ArgumentTypeError(f"must be a file of peers.py --save with plain and some tau answered, got {path}") from None
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("medians", type=medians, nargs="+", metavar="MEDIANS.json", help="what peers.py --save wrote")
+    parser.add_argument("out", type=option.new_file, metavar="OUT.svg", help="for example docs/peers.svg")
+    options = parser.parse_args()
+    options.out.write_text(svg(options.medians))
+
+
 if __name__ == "__main__":
-    pathlib.Path(sys.argv[-1]).write_text(svg([json.loads(pathlib.Path(path).read_text()) for path in sys.argv[1:-1]]))
+    main()

@@ -29,9 +29,14 @@ from paceline.bundled import demo_pair
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
+import options as option  # noqa: E402
 import planted_pair  # noqa: E402
 
 PROMPTS = ["def read_header(path):\n    ", "class Request:\n    def __init__(self", "import os\nimport sys\n\n\ndef main("]
+LONGEST_PROMPT = 32  # tokens, at most, of one of these
+
+
+DEFAULT_ALPHA, DEFAULT_CONTEXT = 0.8, 128
 
 
 class Bandwidth:
@@ -76,6 +81,10 @@ def kv_bytes_per_position(directory, item_size):
     config = json.loads((pathlib.Path(directory) / "config.json").read_text())
     head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     return 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * head_dim * item_size
+
+
+def max_position_embeddings(directory):
+    return json.loads((pathlib.Path(directory) / "config.json").read_text())["max_position_embeddings"]
 
 
 def measure(engine, prompt, tokens, tau):
@@ -132,6 +141,13 @@ def same_outputs(runs):
     return all(run["tokens"] == plain["tokens"] for all_runs in runs.values() for run, plain in zip(all_runs, runs[0], strict=True))
 
 
+def check_alpha(parser, pair, alpha):
+    """The dial's value. Only a preset, which is written here, has one."""
+    if alpha is not None and pair not in planted_pair.PRESETS:
+        parser.error(f"--alpha is of a planted pair, one of {', '.join(planted_pair.PRESETS)}; {pair} has its own")
+    return DEFAULT_ALPHA if alpha is None else alpha
+
+
 def planted_directory(pair, alpha):
     """Of a preset, written once to a temporary folder; any other name is a directory."""
     if pair not in planted_pair.PRESETS:
@@ -144,21 +160,31 @@ def planted_directory(pair, alpha):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("pair", help="demo, a preset of planted_pair.py, or a directory with target and draft")
-    parser.add_argument("--alpha", type=float, default=0.8, help="of a planted pair")
-    parser.add_argument("--tau", type=int, nargs="+", default=[0, 1, 2, 3, 4, 7, 15])
-    parser.add_argument("--tokens", type=int, default=128)
-    parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--dtype", choices=BYTES, default="bf16")
-    parser.add_argument("--draft-dtype", choices=BYTES, help="by default that of the target")
-    parser.add_argument("--context", type=int, nargs="+", default=[128], help="tokens of the prompt; not of the bundled pair's")
+    parser.add_argument("pair", type=option.pair(["demo", *planted_pair.PRESETS]),
+                        help="demo, a preset of planted_pair.py (tiny, 1.1b), or a directory with target and draft")
+    parser.add_argument("--alpha", type=option.share, help=f"acceptance of a planted pair (default {DEFAULT_ALPHA})")
+    parser.add_argument("--tau", type=option.tau, nargs="+", default=[0, 1, 2, 3, 4, 7, 15])
+    parser.add_argument("--tokens", type=option.in_range(int, 2, 100_000), default=128, help="of a generation (default 128)")
+    parser.add_argument("--repetitions", type=option.repetitions, default=5, help="of everything, interleaved (default 5)")
+    parser.add_argument("--threads", type=option.threads, default=len(os.sched_getaffinity(0)), help="default: one per core")
+    parser.add_argument("--dtype", choices=BYTES, default="bf16", help="default bf16")
+    parser.add_argument("--draft-dtype", choices=BYTES, help="default: that of the target")
+    parser.add_argument("--context", type=option.in_range(int, 1, 100_000), nargs="+",
+                        help="tokens of the prompt (default 128); demo has prompts of its own")
     options = parser.parse_args()
     taus = sorted({0, *options.tau})
+    alpha = check_alpha(parser, options.pair, options.alpha)
+    if options.pair == "demo" and options.context:
+        parser.error("--context is of planted pairs and directories; demo has prompts of its own")
 
-    directory = demo_pair()[0].parent if options.pair == "demo" else planted_directory(options.pair, options.alpha)
+    directory = demo_pair()[0].parent if options.pair == "demo" else planted_directory(options.pair, alpha)
+    longest = max_position_embeddings(directory / "target")
+    contexts = options.context or [DEFAULT_CONTEXT]
+    needed = (LONGEST_PROMPT if options.pair == "demo" else max(contexts)) + options.tokens + 1
+    if needed > longest:
+        parser.error(f"the prompt and --tokens need {needed} positions, the target has {longest}")
     prompts = {0: PROMPTS} if options.pair == "demo" else {
-        context: [np.random.RandomState(i).randint(3, 500, context).tolist() for i in range(3)] for context in options.context}
+        context: [np.random.RandomState(i).randint(3, 500, context).tolist() for i in range(3)] for context in contexts}
     bandwidth = Bandwidth(options.threads)
     print(f"`python bench/decode.py {' '.join(sys.argv[1:])}`, {datetime.date.today()}, {machine_name()}, "
           f"{options.threads} threads, {options.repetitions} repetitions, medians")

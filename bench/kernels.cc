@@ -1,18 +1,18 @@
-// The kernels against the limits of the machine, as Markdown: make bench-kernels, or kernels [--threads N] [--repetitions N]
-// [--parts matrices,attention,sampling] [--dtypes bf16,int8] [--rows 1,8].
+// The kernels against the limits of the machine, as Markdown: make bench-kernels, or build/bench/kernels with the options of kUsage.
 //
 // T(M) is the time of all weight matrices of one pass over M rows of a 1.1B Llama geometry, each in its own memory, far more than
 // the caches hold. The last column says what share of a whole pass at a context of 2048 is anything else: attention, rotary
 // positions, writing keys and values. No pass can be faster than max(P b / B, 2 P M / F): P weights of b bytes (scales included), the read bandwidth B and
 // the rate F of the format's dot-product instruction, both measured between the repetitions.
+#include <algorithm>
 #include <cstdio>
-#include <cstdlib>
 #include <numeric>
 #include <random>
 #include <sstream>
 
 #include "backend/backend.h"
 #include "backend/cpu/cpu_backend.h"
+#include "core/error.h"
 #include "core/tensor.h"
 #include "decode/rows.h"
 #include "math/bfloat16.h"
@@ -25,7 +25,17 @@ namespace {
 
 constexpr int kLayers = 22, kHidden = 2048, kHeads = 32, kKvHeads = 4, kHeadDim = 64, kIntermediate = 5632, kVocab = 32000, kContext = 2048;
 
+constexpr const char* kUsage =
+    "usage: kernels [--threads N] [--repetitions N] [--parts matrices,attention,sampling] [--dtypes bf16,int8,...] [--rows 1,8,...]\n"
+    "\n"
+    "  --threads N      computing threads, 1 to 1024 (default: one per core)\n"
+    "  --repetitions N  of every measurement, interleaved, 1 to 10000 (default: 9)\n"
+    "  --parts LIST     of matrices, attention, sampling (default: all)\n"
+    "  --dtypes LIST    of fp32, bf16, int8, int4, int4_g32, for matrices (default: bf16,int8,int4)\n"
+    "  --rows LIST      rows of a pass, 1 first and at most 512, for matrices (default: 1,2,3,4,6,8,12,16,32,64,128)\n";
+
 struct Options {
+  bool help = false;
   int threads = 0, repetitions = 9;
   std::vector<std::string> parts = {"matrices", "attention", "sampling"}, dtypes = {"bf16", "int8", "int4"};
   std::vector<int> rows = {1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128};
@@ -38,18 +48,45 @@ std::vector<std::string> split(const std::string& text) {
   return parts;
 }
 
+int number(const std::string& name, const std::string& text, int most) {
+  size_t used = 0;
+  int value = 0;
+  try {
+    value = std::stoi(text, &used);
+  } catch (const std::exception&) {  // no number, or none that fits: used stays 0
+  }
+  require(used && used == text.size() && value >= 1 && value <= most, name, " must be in [1, ", most, "], got ", text);
+  return value;
+}
+
+std::vector<std::string> some_of(const std::string& name, const std::string& text, const std::vector<std::string>& all) {
+  std::string listed;
+  for (const std::string& each : all) listed += (listed.empty() ? "" : ", ") + each;
+  const auto parts = split(text);
+  for (const std::string& part : parts)
+    require(std::find(all.begin(), all.end(), part) != all.end(), name, " must be some of ", listed, ", got ", part);
+  require(!parts.empty(), name, " must be some of ", listed, ", got nothing");
+  return parts;
+}
+
 Options parsed(int argc, char** argv) {
   Options options;
-  for (int i = 1; i + 1 < argc; i += 2) {
-    const std::string name = argv[i], value = argv[i + 1];
-    if (name == "--threads") options.threads = std::atoi(value.c_str());
-    else if (name == "--repetitions") options.repetitions = std::atoi(value.c_str());
-    else if (name == "--parts") options.parts = split(value);
-    else if (name == "--dtypes") options.dtypes = split(value);
-    else if (name == "--rows") {
+  for (int i = 1; i < argc; ++i) {
+    const std::string name = argv[i];
+    if (name == "--help" || name == "-h") return options.help = true, options;
+    require(name == "--threads" || name == "--repetitions" || name == "--parts" || name == "--dtypes" || name == "--rows",
+            "unknown option ", name);
+    require(i + 1 < argc, name, " needs a value");
+    const std::string value = argv[++i];
+    if (name == "--threads") options.threads = number(name, value, 1024);
+    if (name == "--repetitions") options.repetitions = number(name, value, 10000);
+    if (name == "--parts") options.parts = some_of(name, value, {"matrices", "attention", "sampling"});
+    if (name == "--dtypes") options.dtypes = some_of(name, value, {"fp32", "bf16", "int8", "int4", "int4_g32"});
+    if (name == "--rows") {
       options.rows.clear();
-      for (const auto& part : split(value)) options.rows.push_back(std::atoi(part.c_str()));
-    } else throw std::invalid_argument("unknown option " + name);
+      for (const auto& part : split(value)) options.rows.push_back(number(name, part, 512));
+      require(!options.rows.empty() && options.rows[0] == 1, name, " must begin with 1, which the others are held against, got ", value);
+    }
   }
   return options;
 }
@@ -158,7 +195,6 @@ void report(const std::string& name, Backend& backend, int threads, const Option
     std::printf("| %d | %.2f | %.2f | %.1f | %.0f | %.2f | %.2f | %.1f %% |\n", options.rows[i], seconds * 1e3, seconds / median(t[0]),
                 gigabytes / seconds, flops / seconds, limit * 1e3, seconds / limit, 100 * (1 - seconds / median(whole[i])));
   }
-  std::fflush(stdout);
 }
 
 // Median seconds of body, after one call that warms up.
@@ -225,17 +261,21 @@ void report_sampling(const Options& options) {
 
 int main(int argc, char** argv) try {
   const Options options = parsed(argc, argv);
+  if (options.help) return std::fputs(kUsage, stdout), 0;
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);  // every table as soon as it is done, in a file too
   const auto backend = make_cpu_backend(options.threads, "");
   const int threads = options.threads ? options.threads : int(std::thread::hardware_concurrency());
   std::printf("%s; 1.1B Llama geometry, medians of %d interleaved repetitions\n", backend->description().c_str(), options.repetitions);
   for (const std::string& part : options.parts) {
     if (part == "matrices")
       for (const std::string& name : options.dtypes) report(name, *backend, threads, options);
-    else if (part == "attention") report_attention(*backend, threads, options);
-    else if (part == "sampling") report_sampling(options);
-    else throw std::invalid_argument("--parts: expected matrices, attention or sampling, got " + part);
+    if (part == "attention") report_attention(*backend, threads, options);
+    if (part == "sampling") report_sampling(options);
   }
+} catch (const std::invalid_argument& error) {
+  std::fprintf(stderr, "kernels: %s\n%s", error.what(), kUsage);
+  return 2;
 } catch (const std::exception& error) {
   std::fprintf(stderr, "kernels: %s\n", error.what());
-  return 2;
+  return 1;
 }

@@ -3,7 +3,8 @@
     python bench/peers.py                        all precisions; makes what it needs in build/peers
     python bench/peers.py --precision int8 --repetitions 3
 
-llama.cpp comes as the source package of llama-cpp-python, compiled for this machine into an environment of its own (ten minutes, once).
+Needs the network, once: llama.cpp comes as the source package of llama-cpp-python, compiled for this machine into an environment of its own
+(ten minutes); OpenVINO, torch and transformers come as wheels, some gigabytes.
 Every engine is a process that answers one question at a time (peer_workers/) and sleeps otherwise; questions go round in turns, so that
 a disturbance of the machine meets all of them. Medians, and medians of the ratios of neighbouring answers, as Markdown. transformers
 computes in bf16 only.
@@ -25,7 +26,9 @@ HERE = pathlib.Path(__file__).resolve().parent
 WORKERS = HERE / "peer_workers"
 sys.path.insert(0, str(HERE))
 
-from decode import machine_name, planted_directory  # noqa: E402
+import options as option  # noqa: E402
+from decode import DEFAULT_ALPHA, check_alpha, machine_name, planted_directory  # noqa: E402
+from planted_pair import PRESETS  # noqa: E402
 
 # Packages of each environment. torchvision only comes along with optimum-intel, and breaks beside another build of torch.
 PEERS = ["llama-cpp-python==0.3.36", "gguf", "numpy", "torch==2.13.0", "transformers==5.23.0"]
@@ -186,17 +189,22 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--precision", choices=LLAMA_CPP, nargs="+", default=list(LLAMA_CPP))
     parser.add_argument("--peers", choices=["llama.cpp", "OpenVINO", "transformers"], nargs="+", default=["llama.cpp", "OpenVINO", "transformers"])
-    parser.add_argument("--pair", default="1.1b", help="a preset of planted_pair.py, or a directory with target and draft")
-    parser.add_argument("--alpha", type=float, default=0.8)
-    parser.add_argument("--only", nargs="+", metavar="QUESTION", help="for example: plain prefill batch 'T(8)' 'tau 4'")
-    parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--environment", type=pathlib.Path, default=HERE.parent / "build/peers", help="where the peers are installed")
-    parser.add_argument("--save", type=pathlib.Path, help="also write the medians there, for chart.py")
+    parser.add_argument("--pair", type=option.pair(list(PRESETS)), default="1.1b",
+                        help="a preset of planted_pair.py (tiny, 1.1b), or a directory with target and draft (default 1.1b)")
+    parser.add_argument("--alpha", type=option.share, help=f"acceptance of a planted pair (default {DEFAULT_ALPHA})")
+    parser.add_argument("--only", nargs="+", metavar="QUESTION", choices=list(questions(1, [0], [0])),
+                        help="some of: plain prefill batch 'T(1)' ... 'T(16)' 'tau 2' ... 'tau 7' (default all)")
+    parser.add_argument("--tokens", type=option.in_range(int, 2, 10_000), default=64, help="of a generation (default 64)")
+    parser.add_argument("--repetitions", type=option.repetitions, default=5, help="of every question, interleaved (default 5)")
+    parser.add_argument("--threads", type=option.threads, default=len(os.sched_getaffinity(0)), help="default: one per core")
+    parser.add_argument("--environment", type=pathlib.Path, default=HERE.parent / "build/peers",
+                        help="where the peers are installed (default build/peers)")
+    parser.add_argument("--save", type=option.new_file, metavar="FILE", help="also write the medians there, for chart.py")
     options = parser.parse_args()
+    if any(name.startswith("T(") for name in options.only or []) and "T(1)" not in options.only:
+        parser.error("--only: passes are shown beside 'T(1)', ask for it too")
 
-    pair, pythons = planted_directory(options.pair, options.alpha), {}
+    pair, pythons = planted_directory(options.pair, check_alpha(parser, options.pair, options.alpha)), {}
     if {"llama.cpp", "transformers"} & set(options.peers):
         python = environment(options.environment / "llama.cpp", PEERS)
         pythons = {name: python for name in ("llama.cpp", "transformers") if name in options.peers}

@@ -20,8 +20,10 @@ import sys
 
 import numpy as np
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "tools"))
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "tools")]
 
+import options as option  # noqa: E402
 from checkpoint_writer import tensor_shapes, to_bf16, write_checkpoint  # noqa: E402
 
 FIRST_ID = 3  # ids below are special: unknown, begin, end; the chain never meets them
@@ -128,19 +130,22 @@ def write_pair(out, *, vocab, target, draft, alpha, seed=0, context=16384):
 
 def geometry(text):
     """"layers=2,hidden=64,..." -> dict."""
-    return {key: int(value) for key, value in (part.split("=") for part in text.split(","))}
+    parts = dict(part.partition("=")[::2] for part in text.split(","))
+    if not {"layers", "hidden", "heads", "kv_heads", "ffn"} <= parts.keys() <= {"layers", "hidden", "heads", "kv_heads", "ffn", "head_dim"}:
+        raise argparse.ArgumentTypeError(f"must be layers=,hidden=,heads=,kv_heads=,ffn=[,head_dim=], got {text}")
+    return {key: option.in_range(int, 1, 1 << 20)(value) for key, value in parts.items()}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=pathlib.Path)
-    parser.add_argument("--preset", choices=PRESETS, default="tiny")
-    parser.add_argument("--alpha", type=float, default=0.8, help="share of the target's tokens that the draft proposes (default 0.8)")
+    parser.add_argument("out", type=pathlib.Path, help="directory, made where it is missing")
+    parser.add_argument("--preset", choices=PRESETS, default="tiny", help="default tiny")
+    parser.add_argument("--alpha", type=option.share, default=0.8, help="share of the target's tokens that the draft proposes (default 0.8)")
     parser.add_argument("--target", type=geometry, help="layers=,hidden=,heads=,kv_heads=,ffn=[,head_dim=]; replaces the preset's")
     parser.add_argument("--draft", type=geometry, help="the same for the draft")
-    parser.add_argument("--vocab", type=int, help="replaces the preset's")
-    parser.add_argument("--context", type=int, default=16384)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--vocab", type=option.in_range(int, 2 * BLOCK, 1 << 18), help="replaces the preset's")
+    parser.add_argument("--context", type=option.in_range(int, 2, 1 << 24), default=16384, help="max_position_embeddings (default 16384)")
+    parser.add_argument("--seed", type=option.in_range(int, 0, 2**63), default=0, help="of the weights (default 0)")
     options = parser.parse_args()
     preset = PRESETS[options.preset]
     write_pair(options.out, vocab=options.vocab or preset["vocab"], target=options.target or preset["target"],

@@ -14,7 +14,7 @@ std::unique_ptr<Model> make_model(const std::shared_ptr<Weights>& weights, const
       weights, Transformer::Limits{limits.max_rows, limits.max_len, limits.num_slots, limits.num_pages, options.kv_dtype});
 }
 
-void check(const EngineOptions& o) {
+void check_options(const EngineOptions& o) {
   require(o.num_speculative_tokens >= 0 && o.num_speculative_tokens <= 64, "[Engine] num_speculative_tokens must be in [0, 64], got ",
           o.num_speculative_tokens);
   require(o.max_model_len >= 2, "[Engine] max_model_len must be at least 2, got ", o.max_model_len);
@@ -29,14 +29,14 @@ void check(const EngineOptions& o) {
 }  // namespace
 
 Engine::Engine(std::shared_ptr<Backend> backend, std::shared_ptr<Weights> target, std::shared_ptr<Weights> draft, const EngineOptions& options)
-    : Engine((check(options), std::move(backend)), make_model(target, options), make_model(draft, options), options) {
+    : Engine((check_options(options), std::move(backend)), make_model(target, options), make_model(draft, options), options) {
   target_weights_ = std::move(target);
   draft_weights_ = std::move(draft);
 }
 
 Engine::Engine(std::shared_ptr<Backend> backend, std::unique_ptr<Model> target, std::unique_ptr<Model> draft, const EngineOptions& options)
     : backend_(std::move(backend)), target_(std::move(target)), draft_(std::move(draft)) {
-  check(options);
+  check_options(options);
   require(options.max_model_len <= target_->max_len(), "[Engine] max_model_len must be at most the target's ", target_->max_len(), ", got ",
           options.max_model_len);
   scheduler_ = std::make_unique<Scheduler>(*backend_, *target_, draft_.get(), options);

@@ -21,6 +21,7 @@ class Engine {
   // Any models (tests use a table model). They must have been made for limits_of(options, ...).
   Engine(std::shared_ptr<Backend> backend, std::unique_ptr<Model> target, std::unique_ptr<Model> draft, const EngineOptions& options);
 
+  void check(const std::vector<int32_t>& prompt, const RequestParams& params) { alive().check(prompt, params); }
   int64_t add(const std::vector<int32_t>& prompt, const RequestParams& params) { return alive().add(prompt, params); }
   void cancel(int64_t request) { alive().cancel(request); }
   std::vector<Output> step();

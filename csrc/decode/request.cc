@@ -42,10 +42,9 @@ void validate(const RequestParams& p, int vocab_limit, int tau_max) {
   for (int id : p.stop_token_ids)
     require(id >= 0 && id < vocab_limit, "[generate] stop_token_ids must be in [0, ", vocab_limit, "), got ", id);
   for (const std::string& text : p.stop) require(!text.empty(), "[generate] stop strings must not be empty");
-  require(p.logprobs >= -1 && p.logprobs <= kMaxTopLogprobs, "[generate] logprobs must be None or in [0, ", kMaxTopLogprobs, "], got ",
-          p.logprobs);
+  require(p.logprobs >= -1 && p.logprobs <= kMaxTopLogprobs, "[generate] logprobs must be in [0, ", kMaxTopLogprobs, "], got ", p.logprobs);
   require(p.num_speculative_tokens >= -1 && p.num_speculative_tokens <= tau_max,
-          "[generate] num_speculative_tokens must be in [0, ", tau_max, "], the engine's own, got ", p.num_speculative_tokens);
+          "[generate] num_speculative_tokens must be in [0, ", tau_max, "], got ", p.num_speculative_tokens, ": raise it in Engine(...)");
 }
 
 }  // namespace paceline

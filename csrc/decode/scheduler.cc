@@ -55,7 +55,9 @@ Scheduler::Scheduler(Backend& backend, Model& target, Model* draft, const Engine
   verify_logprobs_ = backend.allocate(logits);
 }
 
-int64_t Scheduler::add(const std::vector<int32_t>& prompt, const RequestParams& params) {
+void Scheduler::check(const std::vector<int32_t>& prompt, const RequestParams& params) const {
+  require(draft_ || params.num_speculative_tokens <= 0, "[generate] num_speculative_tokens must be 0 without a draft, got ",
+          params.num_speculative_tokens);
   validate(params, vocab_limit(), cycle_.limits().tau_max);
   require(!prompt.empty(), "[generate] prompt must have at least 1 token, got 0");
   for (int32_t id : prompt)
@@ -66,8 +68,14 @@ int64_t Scheduler::add(const std::vector<int32_t>& prompt, const RequestParams& 
 
   const int room = options_.kv_cache_tokens;
   if (length >= room || (params.max_tokens > 0 && std::min(limit, length + params.max_tokens) > room))
-    throw CapacityError(message("[generate] prompt of ", length, " tokens and max_tokens = ", params.max_tokens,
-                                " do not fit into kv_cache_tokens = ", room, ": raise kv_cache_tokens"));
+    throw CapacityError(message("[generate] prompt of ", length, " tokens and ",
+                                params.max_tokens > 0 ? message("max_tokens = ", params.max_tokens) : "one more",
+                                " do not fit into kv_cache_tokens = ", room, ": raise kv_cache_tokens in Engine(...)"));
+}
+
+int64_t Scheduler::add(const std::vector<int32_t>& prompt, const RequestParams& params) {
+  check(prompt, params);
+  const int length = int(prompt.size()), limit = options_.max_model_len, room = options_.kv_cache_tokens;
   auto sequence = std::make_unique<Sequence>();
   sequence->id = next_id_++;
   sequence->params = params;

@@ -28,7 +28,9 @@ class Scheduler {
   // draft may be null. Both models have max_num_seqs + 1 slots: the last one belongs to `verify`.
   Scheduler(Backend& backend, Model& target, Model* draft, const EngineOptions& options);
 
-  // Queue a request; its id. Throws std::invalid_argument, or CapacityError when it can never fit.
+  // Throws what add would: std::invalid_argument, or CapacityError when it can never fit.
+  void check(const std::vector<int32_t>& prompt, const RequestParams& params) const;
+  // Queue a request; its id.
   int64_t add(const std::vector<int32_t>& prompt, const RequestParams& params);
   // The request ends at the next step, with what it has. Unknown or finished ids are ignored.
   void cancel(int64_t id);

@@ -218,6 +218,9 @@ void bind_engine(py::module_& m) {
              py::gil_scoped_release unlocked;
              return EngineHandle{shared(new Engine(backend.backend, std::move(target), std::move(draft), options))};
            }), "backend"_a, "target"_a, "draft"_a, "options"_a)
+      .def("check", [](const EngineHandle& self, const std::vector<int32_t>& prompt, const RequestParams& params) {
+             self.open()->check(prompt, params);
+           }, "prompt"_a, "params"_a)
       .def("add", [](const EngineHandle& self, const std::vector<int32_t>& prompt, const RequestParams& params) {
              return self.open()->add(prompt, params);
            }, "prompt"_a, "params"_a)

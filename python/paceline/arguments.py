@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -13,11 +14,14 @@ from paceline import _core, checks
 from paceline.cuda import find_cuda
 from paceline.kv_budget import available_memory, default_kv_cache_tokens, kv_bytes_per_position
 from paceline.loading import Checkpoint, default_directory, load_cached_weights, load_weights, read_config
+from paceline.sampling_params import MAX_TAU
 from paceline.tokenizer import Tokenizer, refuse_other_tokenizer
 
 _integer = functools.partial(checks.integer, "Engine")
 _one_of = functools.partial(checks.one_of, "Engine")
 _path = functools.partial(checks.path, "Engine")
+_CACHE = 'a path, "auto" or None'
+_MODEL = "a local directory in Hugging Face format"
 
 Prompt = str | Sequence[int]
 PathLike = str | os.PathLike[str]
@@ -25,6 +29,8 @@ Dtype = Literal["bf16", "fp32", "int8", "int4", "int4_g32"]
 KvDtype = Literal["bf16", "fp32"]
 Device = Literal["auto", "cpu", "cuda"]
 AcceptanceRule = Literal["coupled", "rejection"]
+
+_DTYPES = ("auto", *get_args(Dtype))
 
 DEFAULT_TAU = 3  # near the knee of verification cost on CPUs; the bundled pair is fastest at 2 or 3
 PREFILL_CHUNK = {"cpu": 256, "cuda": 64}  # rows of a prompt per pass: weights are read once per chunk; a product on CUDA has 64
@@ -91,25 +97,25 @@ def resolve(*, target: PathLike, draft: PathLike | None, tokenizer: PathLike | t
     num_seqs = _integer("max_num_seqs", max_num_seqs, 1, 256)
     threads = 0 if num_threads is None else _integer("num_threads", num_threads, 1, 1024)
     tau = _tau(num_speculative_tokens, draft is not None)
-    target_files = read_config(_path("target", target))
-    draft_files = _within_its_window(read_config(_path("draft", draft)), notes) if draft is not None else None
+    cache = default_directory() if weights_cache == "auto" else None if weights_cache is None else _path("weights_cache", weights_cache, _CACHE)
+    target_files = read_config(_directory("target", target))
+    draft_files = _within_its_window(read_config(_directory("draft", draft)), notes) if draft is not None else None
     words = _tokenizer(tokenizer, target_files)
     _check_draft_tokenizer(words, draft_files, notes)
     target_dtype = _dtype("dtype", dtype, target_files, notes)
-    kv = ("fp32" if target_dtype == "fp32" else "bf16") if kv_dtype == "auto" else _one_of("kv_dtype", kv_dtype, get_args(KvDtype))
+    kv = _one_of("kv_dtype", kv_dtype, ("auto", *get_args(KvDtype)))
+    kv = ("fp32" if target_dtype == "fp32" else "bf16") if kv == "auto" else kv
     length = _max_model_len(max_model_len, target_files, notes)
-    cache = default_directory() if weights_cache == "auto" else _path("weights_cache", weights_cache) if weights_cache is not None else None
     kind, backend = _backend(device, threads, notes)
     if kind == "cuda" and cache is not None:
         raise ValueError(f"[Engine] weights_cache must be None on device cuda, got {str(cache)!r}")
     per_position = sum(kv_bytes_per_position(files.config, kv) for files in (target_files, draft_files) if files)
     return Settings(
         target=target_files, draft=draft_files, tokenizer=words, dtype=target_dtype,
-        draft_dtype=_dtype("draft_dtype", draft_dtype, draft_files, notes) if draft_files else target_dtype, kv_dtype=kv,
+        draft_dtype=_draft_dtype(draft_dtype, draft_files, target_dtype, notes), kv_dtype=kv,
         num_speculative_tokens=tau, acceptance=acceptance, max_model_len=length, max_num_seqs=num_seqs,
         kv_cache_tokens=_kv_cache_tokens(kv_cache_tokens, num_seqs, length, per_position, backend.free_bytes() or available_memory(), notes),
-        weights_cache=cache,
-        vocab_size=_vocab_size(target_files, words), notes=tuple(notes), device=kind, backend=backend)
+        weights_cache=cache, vocab_size=_vocab_size(target_files, words), notes=tuple(notes), device=kind, backend=backend)
 
 
 def _backend(device: str, num_threads: int, notes: list[str]) -> tuple[Literal["cpu", "cuda"], _core.Backend]:
@@ -127,10 +133,22 @@ def _backend(device: str, num_threads: int, notes: list[str]) -> tuple[Literal["
     return "cpu", _core.Backend(num_threads, "")
 
 
+def _directory(role: str, given: PathLike) -> Path:
+    """Of a checkpoint. What is in it is another question, whose answers are ModelFileErrors."""
+    path = _path(role, given, _MODEL)
+    try:
+        found = None if stat.S_ISDIR(os.stat(path).st_mode) else "not a directory"
+    except OSError as error:
+        found = "no such directory" if isinstance(error, (FileNotFoundError, NotADirectoryError)) else error.strerror
+    if found:
+        raise ValueError(f"[Engine] {role} must be {_MODEL}, got {path}: {found}")
+    return path
+
+
 def _tau(wanted: int | str, has_draft: bool) -> int:
     if wanted == "auto":
         return DEFAULT_TAU if has_draft else 0
-    tau = _integer("num_speculative_tokens", wanted, 0, 64)
+    tau = _integer("num_speculative_tokens", wanted, 0, MAX_TAU)
     if tau and not has_draft:
         raise ValueError(f"[Engine] num_speculative_tokens must be 0 without a draft, got {tau}")
     return tau
@@ -154,11 +172,19 @@ def _check_draft_tokenizer(target: Tokenizer | None, draft: Checkpoint | None, n
 
 
 def _dtype(name: str, wanted: str, files: Checkpoint, notes: list[str]) -> str:
-    if wanted != "auto":
-        return _one_of(name, wanted, get_args(Dtype))
+    if _one_of(name, wanted, _DTYPES) != "auto":
+        return wanted
     if files.dtype == "fp16":
         notes.append(f'{name}: fp16 weights rounded to bf16; "fp32" keeps them exact')
     return "fp32" if files.dtype == "fp32" else "bf16"
+
+
+def _draft_dtype(wanted: str, draft: Checkpoint | None, without: str, notes: list[str]) -> str:
+    if draft is not None:
+        return _dtype("draft_dtype", wanted, draft, notes)
+    if _one_of("draft_dtype", wanted, _DTYPES) != "auto":
+        raise ValueError(f'[Engine] draft_dtype must be "auto" without a draft, got {wanted!r}')
+    return without
 
 
 def _within_its_window(draft: Checkpoint, notes: list[str]) -> Checkpoint:
@@ -202,9 +228,12 @@ def _vocab_size(target: Checkpoint, words: Tokenizer | None) -> int:
 
 
 def prompt_ids(prompt: Prompt, tokenizer: Tokenizer | None) -> list[int]:
-    if not isinstance(prompt, str):
-        return checks.token_ids("generate", "prompt", prompt)
-    if tokenizer is None:
-        raise ValueError("[generate] prompt must be token ids, since the engine has no tokenizer, got text")
-    return tokenizer.encode(prompt)
+    if isinstance(prompt, str):
+        if tokenizer is None:
+            raise ValueError("[generate] prompt must be token ids, since the engine has no tokenizer, got text")
+        return tokenizer.encode(checks.text("generate", "prompt", prompt))
+    ids = checks.items("generate", "prompt", "text or token ids", prompt)
+    if any(isinstance(each, str) for each in ids):
+        raise ValueError("[generate] prompt must be text or token ids, got several texts: generate_batch takes several prompts")
+    return checks.token_ids("generate", "prompt", ids)
 

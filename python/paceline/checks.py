@@ -1,6 +1,7 @@
 """Arguments of the wrong kind become one clear ValueError: where, which, what it must be, what it is."""
 
 import operator
+import os
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -34,11 +35,23 @@ def real(where: str, name: str, value: Any) -> float:
         refuse(where, name, "a number", value)
 
 
-def path(where: str, name: str, value: Any) -> Path:
+def path(where: str, name: str, value: Any, expected: str = "a path") -> Path:
     try:
-        return Path(value)
+        text = os.fspath(value)
+        if not isinstance(text, str) or not text or "\0" in text:
+            raise TypeError
+        return Path(text)
     except TypeError:
-        refuse(where, name, "a path", value)
+        refuse(where, name, expected, value)
+
+
+def text(where: str, name: str, value: str) -> str:
+    """Text that has a UTF-8 form: no half of a surrogate pair, which is also what Python makes of a byte that is no UTF-8."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"[{where}] {name} must be valid Unicode text, got a lone surrogate at index {error.start}") from None
+    return value
 
 
 def items(where: str, name: str, expected: str, value: Any) -> tuple[Any, ...]:

@@ -34,24 +34,26 @@ class Engine:
                  num_threads: int | None = None, weights_cache: PathLike | Literal["auto"] | None = None, warmup: bool = True) -> None:
         """Read the checkpoints and take all the memory that will ever be needed.
 
-        target, draft: directories in Hugging Face format (config.json, model.safetensors or its shards, tokenizer.json).
+        target, draft: local directories in Hugging Face format (config.json, model.safetensors or its shards, tokenizer.json).
             The draft may have a vocabulary of another size, but must have the target's tokenizer.
         tokenizer: a directory, a tokenizer.json or a `tokenizers.Tokenizer`; by default the target's. Prompts of token ids need none.
         device: "cpu" or "cuda"; "auto" is CUDA where it can run, and info["notes"] says why where it cannot.
         dtype, draft_dtype: of the weights, each model on its own: "fp32", "bf16", or quantised here, from any checkpoint, to "int8"
             (a scale per output), "int4" or "int4_g32" (a scale per 64 or 32 inputs of an output; embedding and head int8). "auto"
-            keeps fp32 checkpoints in fp32 and takes bf16 for all others.
+            keeps fp32 checkpoints in fp32 and takes bf16 for all others. Without a draft draft_dtype stays "auto".
         kv_dtype: of both KV caches, "fp32" or "bf16". "auto": fp32 for a target in fp32, else bf16.
-        num_speculative_tokens: tau, draft tokens per cycle at most, 0 to 64. "auto": 3 with a draft.
-        acceptance: "coupled" (arXiv:2408.07978) or "rejection" (arXiv:2211.17192).
+        num_speculative_tokens: tau, draft tokens per cycle at most, 0 to 64: requests may ask for fewer, not for more. "auto": 3 with a
+            draft, else 0.
+        acceptance: "coupled" (arXiv:2408.07978) or "rejection" (arXiv:2211.17192). Without a draft both are plain decoding.
         max_model_len: tokens of a sequence at most, prompt included. None: the target's context.
         max_num_seqs: sequences decoding at once, 1 to 256; more wait.
         kv_cache_tokens: positions of KV over all sequences, per model. None: max_num_seqs * min(max_model_len, 8192), less if
-            that is more than a quarter of the free memory.
+            that is more than a quarter of the free memory. A request that needs more is a CapacityError.
         num_threads: None: one per core this process may use.
         weights_cache: a directory for packed weights, some gigabytes per model and dtype: the next start maps them and checks every
-            block, instead of packing the checkpoint again. "auto": paceline in the user's cache directory. None: no such file.
-            A file that is damaged, cut short or of another checkpoint is written anew; info["notes"] says so.
+            block, instead of packing the checkpoint again. "auto": paceline in $XDG_CACHE_HOME, or else in ~/.cache. None: no such file.
+            A file that is damaged, cut short or of another checkpoint is written anew, and one that cannot be written is done without;
+            info["notes"] says so. Nothing deletes old files.
         warmup: run one verification pass now, so that the first request does not pay for first touches of memory.
 
         Raises ValueError (arguments), ModelFileError (files), CapacityError (memory), RuntimeError (device).
@@ -96,21 +98,27 @@ class Engine:
                        **overrides: Any) -> list[GenerationResult]:
         """Continue many prompts, max_num_seqs at a time; results in the order of the prompts.
 
-        sampling_params: one for all, or one per prompt. One that fails has finish_reason "error"; the others are unaffected.
+        sampling_params: one for all, or one per prompt.
+        Arguments that `generate` would refuse raise before anything runs, with the prompt's index: "[generate_batch] prompts[1]: ...".
+        A request that fails later has finish_reason "error" in its result; the others are unaffected.
         """
-        if isinstance(prompts, str):
-            checks.refuse("generate_batch", "prompts", "several prompts", prompts)
-        prompts = list(prompts)
+        several = checks.items("generate_batch", "prompts", "several prompts", prompts)
         if sampling_params is None or isinstance(sampling_params, SamplingParams):
-            params: list[SamplingParams | None] = [sampling_params] * len(prompts)
+            params: Sequence[SamplingParams | None] = [sampling_params] * len(several)
         else:
-            params = list(sampling_params)
-        if len(params) != len(prompts):
-            checks.refuse("generate_batch", "sampling_params", f"one for all or one per prompt, {len(prompts)}", len(params))
+            params = checks.items("generate_batch", "sampling_params", "a SamplingParams or one per prompt", sampling_params)
+        if len(params) != len(several):
+            checks.refuse("generate_batch", "sampling_params", f"one for all or one per prompt, {len(several)}", len(params))
         requests: list[Request] = []
+        for i, (prompt, each) in enumerate(zip(several, params, strict=True)):
+            try:
+                requests.append(self._checked(prompt, each, overrides))
+            except (ValueError, _core.CapacityError) as error:
+                kind = ValueError if isinstance(error, ValueError) else _core.CapacityError
+                raise kind(f"[generate_batch] prompts[{i}]: {str(error).removeprefix('[generate] ')}") from None
         try:
-            for prompt, each in zip(prompts, params, strict=True):
-                requests.append(self._submit(prompt, each, overrides))
+            for request in requests:
+                self._add(request)
             return [request.result() for request in requests]
         finally:
             for request in requests:
@@ -150,17 +158,30 @@ class Engine:
         self.close()
 
     def _submit(self, prompt: Prompt, sampling_params: SamplingParams | None, overrides: dict[str, Any]) -> Request:
+        request = self._checked(prompt, sampling_params, overrides)
+        self._add(request)
+        return request
+
+    def _checked(self, prompt: Prompt, sampling_params: SamplingParams | None, overrides: dict[str, Any]) -> Request:
+        """A request that the core will take."""
         if sampling_params is not None and not isinstance(sampling_params, SamplingParams):
             checks.refuse("generate", "sampling_params", "a SamplingParams", sampling_params)
         params = dataclasses.replace(sampling_params or SamplingParams(), **overrides)._drawn()
         ids = prompt_ids(prompt, self._settings.tokenizer)
         request = Request(ids, params, self._settings.token_bytes(), self._advance, self._dropped.append)
-        for_core = params._for_core(self._settings.target.eos_token_ids)
         self._check_process()
         with self._lock:
-            request.id = self._core.add(request.prompt, for_core)
-            self._outputs[request.id] = request.outputs
+            self._core.check(request.prompt, self._for_core(request))
         return request
+
+    def _add(self, request: Request) -> None:
+        self._check_process()
+        with self._lock:
+            request.id = self._core.add(request.prompt, self._for_core(request))
+            self._outputs[request.id] = request.outputs
+
+    def _for_core(self, request: Request) -> _core.RequestParams:
+        return request.params._for_core(self._settings.target.eos_token_ids)
 
     def _advance(self, request: Request) -> None:
         """Run cycles until `request` has an output. Whoever holds the lock works for all; the others find theirs done."""

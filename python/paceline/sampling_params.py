@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 
 from paceline import _core, checks
 
+MAX_TAU = 64
+MAX_LOGPROBS = 32
+
 _refuse = functools.partial(checks.refuse, "generate")
 _integer = functools.partial(checks.integer, "generate")
 _real = functools.partial(checks.real, "generate")
@@ -23,7 +26,8 @@ class SamplingParams:
     """
 
     max_tokens: int | None = None
-    """Tokens to emit at most, at least 1. None: until a stop or the context limit."""
+    """Tokens to emit at most, at least 1. Where the context ends first (the engine's max_model_len), so does the text, with finish_reason
+    "length"; tokens within the context that kv_cache_tokens has no room for are a CapacityError. None: as many as either holds."""
     min_tokens: int = 0
     """EOS and stop ids are masked until that many tokens are out. Stop strings are not held back."""
     temperature: float = 0.0
@@ -54,12 +58,12 @@ class SamplingParams:
     """Raw log-probabilities (temperature 1, before any processor) per emitted token: None = none, 0 = the chosen token's,
     k <= 32 = and the k largest."""
     num_speculative_tokens: int | None = None
-    """Draft tokens per cycle, at most the engine's. None = the engine's own; 0 = plain decoding. Never changes the output."""
+    """Draft tokens per cycle, 0 to 64 and at most the engine's. None = the engine's own; 0 = plain decoding. Never changes the output."""
 
     def __post_init__(self) -> None:
-        for name, least in (("max_tokens", 1), ("logprobs", 0), ("num_speculative_tokens", 0)):
+        for name, least, most in (("max_tokens", 1, checks.INT32_MAX), ("logprobs", 0, MAX_LOGPROBS), ("num_speculative_tokens", 0, MAX_TAU)):
             if getattr(self, name) is not None:
-                self._keep(name, _integer(name, getattr(self, name), least))
+                self._keep(name, _integer(name, getattr(self, name), least, most))
         for name in ("min_tokens", "top_k"):
             self._keep(name, _integer(name, getattr(self, name), 0))
         for name in ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"):
@@ -77,6 +81,7 @@ class SamplingParams:
             for text in strings:
                 if not isinstance(text, str):
                     _refuse("stop", "a string or strings", text)
+                checks.text("generate", "stop", text)
             self._keep("stop", strings)
         if self.stop_token_ids is not None:
             ids = _items("stop_token_ids", "token ids", self.stop_token_ids)

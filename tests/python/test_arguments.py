@@ -47,11 +47,45 @@ class Stored:
         return getattr(self._files, name)
 
 
-@pytest.mark.parametrize("given", [dict(target=("a", "b")), dict(draft=3), dict(tokenizer=[1])])
-def test_what_is_no_path_is_refused_by_name(given):
-    (name,) = given
-    with pytest.raises(ValueError, match=rf"\[Engine\] {name} must be a path, got"):
-        settings(**given)
+MODEL = "a local directory in Hugging Face format"
+
+
+@pytest.mark.parametrize("name, expected, given", [
+    *(("target", MODEL, wrong) for wrong in (("a", "b"), "", None, b"bytes", "a\0b")), ("draft", MODEL, 3), ("draft", MODEL, ""),
+    ("tokenizer", "a path", [1]), ("tokenizer", "a path", ""), ("weights_cache", 'a path, "auto" or None', ""),
+    ("weights_cache", 'a path, "auto" or None', 7), ("weights_cache", 'a path, "auto" or None', True)])
+def test_what_is_no_path_is_refused_by_name(name, expected, given):
+    with pytest.raises(ValueError) as error:
+        settings(**{name: given})
+    assert str(error.value) == f"[Engine] {name} must be {expected}, got {given!r}"
+
+
+@pytest.mark.parametrize("role", ["target", "draft"])
+def test_a_model_is_a_local_directory(role, tmp_path):
+    file = tmp_path / "model.safetensors"
+    file.touch()
+    for given, why in (("meta-llama/Llama-3.2-1B", "no such directory"), (tmp_path / "missing", "no such directory"),
+                       (file / "below", "no such directory"), (file, "not a directory")):
+        with pytest.raises(ValueError) as error:
+            settings(**{role: given})
+        assert str(error.value) == f"[Engine] {role} must be {MODEL}, got {given}: {why}"
+
+
+def test_the_draft_s_dtype_needs_a_draft():
+    for dtype in ("int4", "bf16"):
+        with pytest.raises(ValueError, match=rf'\[Engine\] draft_dtype must be "auto" without a draft, got \'{dtype}\''):
+            settings(draft_dtype=dtype)
+    assert settings(draft_dtype="auto", dtype="int8").draft is None
+    assert settings(draft_dtype="int4", draft=demo_pair()[1]).draft_dtype == "int4"
+
+
+@pytest.mark.parametrize("name, draft", [("dtype", False), ("draft_dtype", False), ("draft_dtype", True)])
+def test_a_dtype_may_be_auto_and_the_message_says_so(name, draft):
+    with pytest.raises(ValueError) as error:
+        settings(**{name: "int3", "draft": demo_pair()[1] if draft else None})
+    assert str(error.value) == f"[Engine] {name} must be one of auto, bf16, fp32, int8, int4, int4_g32, got 'int3'"
+    with pytest.raises(ValueError, match="kv_dtype must be one of auto, bf16, fp32, got 'int8'"):
+        settings(kv_dtype="int8")
 
 
 def test_defaults():

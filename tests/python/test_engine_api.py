@@ -117,6 +117,7 @@ def test_without_a_limit_the_context_is_the_limit(engine):
     result = engine.generate(PROMPT, ignore_eos=True)
     assert len(result.prompt_token_ids) + len(result.token_ids) == engine.info["max_model_len"] == 512
     assert result.finish_reason == "length"
+    assert engine.generate(PROMPT, ignore_eos=True, max_tokens=5000).token_ids == result.token_ids
 
 
 def test_a_dropped_stream_is_cancelled():
@@ -167,11 +168,14 @@ def test_stats_add_up():
     ({"max_tokens": 0}, "max_tokens must be"), ({"max_tokens": -1}, "max_tokens must be"), ({"max_tokens": 2**31}, "max_tokens must be"),
     ({"min_tokens": 9, "max_tokens": 3}, "min_tokens must be at most max_tokens"), ({"repetition_penalty": 0}, "repetition_penalty"),
     ({"presence_penalty": float("inf")}, "presence_penalty must be finite"), ({"seed": -1}, "seed must be"), ({"seed": 2**64}, "seed must be"),
-    ({"logprobs": 33}, "logprobs must be"), ({"logprobs": -1}, "logprobs must be"), ({"stop": ""}, "stop strings must not be empty"),
+    ({"logprobs": 33}, r"logprobs must be in \[0, 32\], got 33"), ({"logprobs": -1}, r"logprobs must be in \[0, 32\], got -1"),
+    ({"stop": "a\udc80"}, r"\[generate\] stop must be valid Unicode text, got a lone surrogate at index 1"), ({"stop": ""}, "stop strings must not be empty"),
     ({"stop": [b"x"]}, "stop must be a string"), ({"stop_token_ids": [2048]}, r"stop_token_ids must be in \[0, 2048\)"),
     ({"logit_bias": {2048: 1.0}}, "logit_bias ids must be"), ({"logit_bias": {1: float("nan")}}, "logit_bias values"),
     ({"logit_bias": [1]}, "logit_bias must be a mapping"), ({"ignore_eos": 1}, "ignore_eos must be a bool"),
-    ({"num_speculative_tokens": 5}, r"num_speculative_tokens must be in \[0, 4\]"), ({"num_speculative_tokens": -1}, "num_speculative_tokens")])
+    ({"num_speculative_tokens": 5}, r"num_speculative_tokens must be in \[0, 4\], got 5: raise it in Engine"),
+    ({"num_speculative_tokens": -1}, r"num_speculative_tokens must be in \[0, 64\], got -1"),
+    ({"num_speculative_tokens": 65}, r"num_speculative_tokens must be in \[0, 64\], got 65")])
 def test_a_bad_parameter_is_named(engine, options, message):
     with pytest.raises(ValueError, match=message):
         engine.generate(PROMPT, **options)
@@ -181,11 +185,37 @@ def test_a_bad_parameter_is_named(engine, options, message):
 
 @pytest.mark.parametrize("prompt, message", [
     ("", "prompt must have at least 1 token"), ([], "prompt must have at least 1 token"), ([1, 2048], r"must be in \[0, 2048\), got 2048"),
-    ([-1], "must be in"), ([2**40], "must be in"), ([1.5], "must be an int, got 1.5"), (7, "prompt must be token ids, got 7"),
-    ([1] * 512, "prompt must be shorter than max_model_len = 512"), (b"bytes", "prompt must be token ids")])
+    ([-1], "must be in"), ([2**40], "must be in"), ([1.5], "must be an int, got 1.5"), (7, "prompt must be text or token ids, got 7"),
+    ([1] * 512, "prompt must be shorter than max_model_len = 512"), (b"bytes", "prompt must be text or token ids, got b'bytes'"),
+    (["a", "b"], "prompt must be text or token ids, got several texts: generate_batch takes several prompts"),
+    ("ab\ud800c", r"\[generate\] prompt must be valid Unicode text, got a lone surrogate at index 2")])
 def test_a_bad_prompt_is_named(engine, prompt, message):
     with pytest.raises(ValueError, match=message):
         engine.generate(prompt)
+
+
+@pytest.mark.parametrize("prompts, options, message", [
+    (["a", [1, 2048]], {}, "prompts[1]: prompt token ids must be in [0, 2048), got 2048"),
+    (["a", "\ud800"], {}, "prompts[1]: prompt must be valid Unicode text, got a lone surrogate at index 0"),
+    (["a", "b"], {"top_p": 2.0}, "prompts[0]: top_p must be in (0, 1], got 2"), (["a", "b"], {"top_k": "x"}, "prompts[0]: top_k must be an int, got 'x'"),
+    (["a", "b", ""], {}, "prompts[2]: prompt must have at least 1 token, got 0"),
+    ("text", {}, "prompts must be several prompts, got 'text'"), (7, {}, "prompts must be several prompts, got 7"),
+    (["a", "b"], {"sampling_params": [SamplingParams()]}, "sampling_params must be one for all or one per prompt, 2, got 1"),
+    (["a", "b"], {"sampling_params": [SamplingParams(), {}]}, "prompts[1]: sampling_params must be a SamplingParams, got {}"),
+    (["a", "b"], {"sampling_params": 3}, "sampling_params must be a SamplingParams or one per prompt, got 3")])
+def test_a_batch_with_a_bad_argument_runs_nothing(prompts, options, message):
+    with Engine(*demo_pair(), warmup=False) as engine:
+        with pytest.raises(ValueError) as error:
+            engine.generate_batch(prompts, **options)
+        assert str(error.value) == f"[generate_batch] {message}"
+        assert len(engine.generate("a", max_tokens=2).token_ids) == 2
+        assert engine.stats().num_requests == 1  # of the batch nothing had been begun
+
+
+def test_a_batch_names_the_prompt_that_cannot_fit():
+    with Engine(*demo_pair(), kv_cache_tokens=64, warmup=False) as engine:
+        with pytest.raises(paceline.CapacityError, match=r"\[generate_batch\] prompts\[1\]: prompt of 64 tokens and one more do not fit"):
+            engine.generate_batch([[1], [1] * 64])
 
 
 def test_an_unknown_override_is_a_type_error(engine):
@@ -211,13 +241,20 @@ def test_speculation_needs_a_draft():
     with pytest.raises(ValueError, match="num_speculative_tokens must be 0 without a draft, got 2"):
         Engine(demo_pair()[0], num_speculative_tokens=2)
     with Engine(demo_pair()[0]) as engine:
+        with pytest.raises(ValueError, match=r"\[generate\] num_speculative_tokens must be 0 without a draft, got 2"):
+            engine.generate("a", num_speculative_tokens=2)
         assert engine.info["num_speculative_tokens"] == 0 and len(engine.generate("a", max_tokens=3).token_ids) == 3
 
 
 def test_what_cannot_fit_names_the_parameter():
     with Engine(*demo_pair(), kv_cache_tokens=64) as engine:
-        with pytest.raises(paceline.CapacityError, match="raise kv_cache_tokens"):
-            engine.generate(PROMPT, max_tokens=200)
+        for prompt, options, said in (([1] * 9, {"max_tokens": 200}, "9 tokens and max_tokens = 200"), ([1] * 64, {}, "64 tokens and one more")):
+            with pytest.raises(paceline.CapacityError) as error:
+                engine.generate(prompt, **options)
+            assert str(error.value) == f"[generate] prompt of {said} do not fit into kv_cache_tokens = 64: raise kv_cache_tokens in Engine(...)"
+        with pytest.raises(paceline.CapacityError, match="max_tokens = 5000 do not fit"):  # the context would hold 512 of them
+            engine.generate(PROMPT, max_tokens=5000)
+        assert engine.generate([1] * 9, ignore_eos=True).finish_reason == "length"
         assert len(engine.generate(PROMPT, max_tokens=20).token_ids) == 20
 
 

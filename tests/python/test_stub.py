@@ -81,7 +81,7 @@ def test_the_stub_is_the_compiled_module():
 
 
 @pytest.mark.parametrize("planted, instead, complaint", [
-    ("prompt: Sequence[int]", "prompts: Sequence[int]", "Engine.add: arguments"),
+    ("def add(self, prompt:", "def add(self, prompts:", "Engine.add: arguments"),
     ("min_p: float,\n        repetition_penalty: float", "repetition_penalty: float,\n        min_p: float", "RequestParams.__init__: arguments"),
     ("self,\n        *,\n        num_speculative_tokens", "self,\n        num_speculative_tokens", "EngineOptions.__init__: arguments"),
     ("    tau: int\n", "", "Output: members ['tau']"),
