@@ -35,7 +35,8 @@ ProcessedRow processed_by_cpu(Twins& twins, int slot) {
   copy.resize(twins.sizes.vocab);
   const int32_t history = 0;
   return cpu::avx2::sampling_kernels().process(
-      {twins.logits.host() + size_t(slot) * twins.sizes.vocab, twins.sizes.vocab, twins.sizes.vocab_limit, twins.params.host() + slot, &history, 1},
+      {twins.logits.host() + size_t(slot) * twins.sizes.vocab, twins.sizes.vocab, twins.sizes.vocab_limit, twins.params.host() + slot,
+       &history, 1},
       {copy.data(), counts.data(), histogram.data()});
 }
 

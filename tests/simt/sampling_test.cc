@@ -41,7 +41,8 @@ SlotParams random_params(Random& random, const Sizes& sizes, int length) {
 void set_slot(Twins& twins, Random& random, int slot) {
   const Sizes& s = twins.sizes;
   const int length = 1 + random.below(20);
-  for (int i = 0; i < twins.stride; ++i) twins.tokens[size_t(slot) * twins.stride + i] = random.below(std::min(s.vocab_limit, random.one_in(3) ? s.vocab_limit : 6));
+  for (int i = 0; i < twins.stride; ++i)  // few different ones: repeats matter to penalties
+    twins.tokens[size_t(slot) * twins.stride + i] = random.below(std::min(s.vocab_limit, random.one_in(3) ? s.vocab_limit : 6));
   twins.length[slot] = length;
   twins.running[slot] = !random.one_in(5);
   twins.wanted_tau[slot] = random.below(s.tau_max + 1) ? s.tau_max : random.below(s.tau_max + 1);
