@@ -29,7 +29,9 @@ class Both {
   size_t size() const { return values_.size() - kGuard; }
   void upload() { device_.write(values_); }
   // Enqueued: many arrays are fetched, then waited for once.
-  void fetch() const { cuda::check(cudaMemcpyAsync(fetched_, device_.data(), bytes(), cudaMemcpyDeviceToHost, stream()), "cudaMemcpyAsync"); }
+  void fetch() const {
+    cuda::check(cudaMemcpyAsync(fetched_, device_.data(), bytes(), cudaMemcpyDeviceToHost, stream()), "cudaMemcpyAsync");
+  }
   void compare(const std::string& where) const {
     const auto* a = reinterpret_cast<const unsigned char*>(values_.data());
     const auto* b = reinterpret_cast<const unsigned char*>(fetched_);
@@ -61,7 +63,8 @@ void check_all(const std::string& where, const Arrays&... arrays) {
 
 struct TwinRows {
   explicit TwinRows(int capacity)
-      : capacity(capacity), live("live", 1), slot("rows.slot", capacity), position("rows.position", capacity), token("rows.token", capacity) {}
+      : capacity(capacity), live("live", 1),
+        slot("rows.slot", capacity), position("rows.position", capacity), token("rows.token", capacity) {}
   Rows rows(bool on_device) {
     return {capacity, live.at(on_device), slot.at(on_device), position.at(on_device), token.at(on_device)};
   }
@@ -84,10 +87,11 @@ class Twins {
         first_row("first_row", s.slots), draft_row("draft_row", size_t(s.tau_max) * s.slots), params("params", s.slots),
         draft_logits("draft_logits", size_t(s.tau_max + 1) * s.slots * s.draft_vocab),
         logits("logits", size_t(s.tau_max + 1) * s.slots * s.vocab), draft_pass(2 * s.slots), verify_pass(s.slots * (s.tau_max + 1)),
-        results("results", s.slots), emitted("results.tokens", size_t(s.slots) * (s.tau_max + 1)), logprobs("results.logprobs", emitted.size()),
+        results("results", s.slots), emitted("results.tokens", size_t(s.slots) * (s.tau_max + 1)),
+        logprobs("results.logprobs", emitted.size()),
         top_ids("results.top_ids", emitted.size() * kMaxTopLogprobs), top_logprobs("results.top_logprobs", top_ids.size()),
         hashes("results.row_hashes", emitted.size()), scratch(scratch_bytes()) {
-    cpu().prepare_sampling(s.vocab);
+    cpu().prepare_sampling(s.slots, s.tau_max, Acceptance::coupled, s.vocab);
   }
 
   static Backend& cpu() {

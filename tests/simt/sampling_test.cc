@@ -1,55 +1,15 @@
 // Whole cycles of random requests, the CPU engine and the CUDA kernels side by side: processors, draws, acceptance, reports.
 #include <algorithm>
-#include <functional>
 
 #include "math/cycle_rules.h"
 #include "math/noise.h"
 #include "simt/cycle_twins.h"
+#include "simt/random_model.h"
 
 using namespace paceline;
 using namespace paceline::test;
 
 namespace {
-
-struct Random {
-  std::mt19937 engine;
-  explicit Random(unsigned seed) : engine(seed) {}
-  int below(int n) { return int(engine() % unsigned(n)); }
-  bool one_in(int n) { return below(n) == 0; }
-  template <class T>
-  T of(std::initializer_list<T> values) { return values.begin()[below(int(values.size()))]; }
-};
-
-// Of a position of a slot always the same, so that draft and target agree as far as `apart` lets them.
-class RandomModel {
- public:
-  RandomModel(unsigned seed, int kind, float apart, int one_bad_in) : seed_(seed), kind_(kind), apart_(apart), one_bad_in_(one_bad_in) {}
-  void operator()(int slot, int position, int size, float* row) const {
-    Random shared(seed_ * 7919 + slot * 104729 + position), own(unsigned(shared.engine() + std::hash<float>{}(apart_)));
-    std::normal_distribution<float> normal(0, 3), noise(0, 1);
-    for (int i = 0; i < size; ++i) {
-      row[i] = normal(shared.engine);
-      if (apart_ > 0) row[i] += apart_ * noise(own.engine);
-      if (kind_ == 1) row[i] = std::round(row[i]) / 2;               // ties
-      if (kind_ == 2) row[i] = i % 3 ? -0.0f : 0.0f;                 // all one value, of two signs
-      if (kind_ == 3 && i % 4) row[i] = -INFINITY;                   // masked by the model
-      if (kind_ == 4) row[i] *= 30;                                  // sharp
-      if (kind_ == 5) row[i] = i % 2 ? row[i] * 1e-39f : row[i] * 1e-20f;  // tiny, some below the normal numbers
-    }
-    if (one_bad_in_ && own.one_in(one_bad_in_)) spoil(row, size, own);
-  }
-
- private:
-  static void spoil(float* row, int size, Random& random) {
-    const int how = random.below(3), at = random.below(size);
-    if (how == 2) std::fill(row, row + size, -INFINITY);
-    else row[at] = how == 0 ? NAN : INFINITY;
-  }
-  unsigned seed_;
-  int kind_;
-  float apart_;
-  int one_bad_in_;
-};
 
 SlotParams random_params(Random& random, const Sizes& sizes, int length) {
   SlotParams p = plain_params(random.of({0.0, 1e-30, 0.3, 1.0, 1.0, 1.7, 1e6}), random.below(length) + 1, 0);
@@ -81,7 +41,8 @@ SlotParams random_params(Random& random, const Sizes& sizes, int length) {
 void set_slot(Twins& twins, Random& random, int slot) {
   const Sizes& s = twins.sizes;
   const int length = 1 + random.below(20);
-  for (int i = 0; i < twins.stride; ++i) twins.tokens[size_t(slot) * twins.stride + i] = random.below(std::min(s.vocab_limit, random.one_in(3) ? s.vocab_limit : 6));
+  for (int i = 0; i < twins.stride; ++i)  // few different ones: repeats matter to penalties
+    twins.tokens[size_t(slot) * twins.stride + i] = random.below(std::min(s.vocab_limit, random.one_in(3) ? s.vocab_limit : 6));
   twins.length[slot] = length;
   twins.running[slot] = !random.one_in(5);
   twins.wanted_tau[slot] = random.below(s.tau_max + 1) ? s.tau_max : random.below(s.tau_max + 1);
@@ -175,73 +136,6 @@ TEST(cycles_over_a_large_vocabulary_equal_the_cpu_engine) {
   Tally met;
   for_each_order([&](const std::string& order) {
     for (int i = 0; i < case_count(1); ++i) run_case(order, seed++, {50001}, &met);
-  });
-}
-
-// The large vocabulary's few cases need not draw all cuts: here all, over blocks of 1024 threads.
-TEST(cuts_of_a_long_row_equal_the_cpu_engine) {
-  for_each_order([&](const std::string& order) {
-    Twins twins({3, 0, 5003, 5000, 64, 16, Acceptance::coupled});
-    for (int slot = 0; slot < 3; ++slot) {
-      twins.tokens[size_t(slot) * twins.stride] = 0;
-      twins.length[slot] = twins.running[slot] = 1;
-      twins.wanted_tau[slot] = twins.target_cached[slot] = twins.draft_cached[slot] = 0;
-      SlotParams p = plain_params(slot == 1 ? 1.7 : 0.9, 1, 16);
-      p.top_k = slot == 1 ? 0 : 300;
-      p.top_p = slot == 0 ? 1.0 : 0.8;
-      p.min_p = slot == 2 ? 0.01 : 0.0;
-      twins.params[slot] = p;
-    }
-    twins.upload();
-    for (int cycle = 0; cycle < 3; ++cycle)
-      twins.cycle(message(order, ", cycle ", cycle), RandomModel(1, 0, 0, 0), RandomModel(unsigned(cycle + 1), cycle % 2, 0, 0));
-  });
-}
-
-// A cut that keeps one token more or less is seen only if that token is drawn: with all tokens alike, or nearly so, any may be.
-TEST(every_survivor_of_a_cut_can_be_drawn_and_no_other) {
-  for_each_order([&](const std::string& order) {
-    Twins twins({4, 0, 97, 90, 64, 16, Acceptance::coupled});
-    for (unsigned seed = 0; seed < 8; ++seed) {
-      for (int slot = 0; slot < 4; ++slot) {
-        twins.tokens[size_t(slot) * twins.stride] = 0;
-        twins.length[slot] = twins.running[slot] = 1;
-        twins.wanted_tau[slot] = twins.target_cached[slot] = twins.draft_cached[slot] = 0;
-        SlotParams p = plain_params(1e6, 1, 16);
-        p.seed = seed;
-        if (slot % 2) p.top_p = 0.05;
-        else p.top_k = 3;
-        twins.params[slot] = p;
-      }
-      twins.upload();
-      twins.cycle(message(order, ", seed ", seed), RandomModel(1, 0, 0, 0), RandomModel(seed, seed % 2, 0, 0));
-    }
-  });
-}
-
-// The first and last ids of chunks, of the vocabulary and of its padding: as the best token, as a close second and as a NaN.
-TEST(the_edges_of_chunks_are_seen) {
-  for_each_order([&](const std::string& order) {
-    for (int bad : {0, 1}) {
-      Twins twins({4, 0, 4103, 4099, 64, 16, Acceptance::coupled});
-      for (int edge : {0, 2047, 2048, 4095, 4096, 4098, 4099, 4102}) {
-        for (int slot = 0; slot < 4; ++slot) {
-          twins.tokens[size_t(slot) * twins.stride] = 0;
-          twins.length[slot] = twins.running[slot] = 1;
-          twins.wanted_tau[slot] = twins.target_cached[slot] = twins.draft_cached[slot] = 0;
-          twins.params[slot] = plain_params(slot < 2 ? 0 : 1, 1, 16);
-          if (slot % 2) twins.params[slot].presence_penalty = 0.25f;  // by way of the processed copy
-          twins.params[slot].num_logprobs = 1;
-        }
-        twins.upload();
-        twins.cycle(message(order, ", edge ", edge), RandomModel(1, 0, 0, 0), [&](int slot, int, int size, float* row) {
-          for (int i = 0; i < size; ++i) row[i] = -5.0f - float(i % 7);
-          row[edge] = bad ? NAN : slot == 3 ? 2.0f : 9.0f;
-        });
-        const int finish = bad ? kNumericFault : kRunning;
-        for (int slot = 0; slot < 4; ++slot) CHECK(twins.results[slot].finish == finish, order, ", edge ", edge, ", slot ", slot);
-      }
-    }
   });
 }
 

@@ -26,7 +26,9 @@ __device__ __forceinline__ void add_weight(CutRoom* room, uint32_t bucket, uint6
   if (high) atomicAdd(&room->high[bucket], high);
 }
 
-__device__ __forceinline__ uint64_t weight_in(const CutRoom* room, int bucket) { return uint64_t(room->high[bucket]) << 32 | room->low[bucket]; }
+__device__ __forceinline__ uint64_t weight_in(const CutRoom* room, int bucket) {
+  return uint64_t(room->high[bucket]) << 32 | room->low[bucket];
+}
 
 // Inclusive prefix sum over the threads of the block; *total that of all.
 __device__ inline uint64_t sum_upto(uint64_t value, CutRoom* room, uint64_t* total) {
@@ -111,7 +113,8 @@ __device__ inline float min_p_cut(float l_max, double temperature, double min_p)
 __device__ inline float threshold_of(const ProcessedRow& row, const SlotParams& p, CutRoom* room) {
   float threshold = row.threshold;
   if (p.top_k > 0 && p.top_k < row.n)
-    threshold = upper_cut(row.logits, row.n, threshold, room, [](float) { return uint64_t(1); }, [&p](uint64_t) { return double(p.top_k); });
+    threshold = upper_cut(row.logits, row.n, threshold, room, [](float) { return uint64_t(1); },
+                          [&p](uint64_t) { return double(p.top_k); });
   if (p.top_p < 1.0)
     threshold = upper_cut(row.logits, row.n, threshold, room, [&row](float logit) { return fixed_weight(scaled(row, logit)); },
                           [&p](uint64_t total) { return p.top_p * double(total); });

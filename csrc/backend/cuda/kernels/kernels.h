@@ -1,5 +1,5 @@
 // The kernels of the CUDA engine as plain functions: each enqueues its work on the stream and returns. One family per file; the head
-// of each .cu says what it computes, moves and costs.
+// of each .cu says what it computes, moves and costs. Built with --fmad=false and -ftz=true: the floating-point mode of the CPU engine.
 //
 // Products of weights and rows are cuBLAS's (matmul.h), in blocks of kRowBlock rows whatever the pass has, so that its choice of
 // kernel cannot depend on them. Rows enter as an operand [kRowBlock, padded_k] of the weights' dtype, and leave as sums
@@ -47,7 +47,7 @@ void plan_verify(cudaStream_t, const CycleState&, const Rows&);
 void timestamp(cudaStream_t, int64_t* nanoseconds);
 void count_up(cudaStream_t, int64_t* counter);
 
-// ------------------------------------------------------------------------------------------------ processors.cu, sampling.cu, accept.cu, report.cu
+// ------------------------------------------------------------------------------------------------ processors, sampling, accept, report
 // What choosing tokens needs besides the rows of logits. One block of memory, zeroed once, for cycles of these sizes and rows of up to
 // vocab_size logits of either model. Under `rejection` a cycle's draft rows are known to `accept` through it.
 size_t sampling_scratch_bytes(int num_slots, int tau_max, Acceptance, int vocab_size);

@@ -125,7 +125,8 @@ void report_rows(cudaStream_t stream, const ChoosingRows& targets, const Scratch
 }
 
 void log_softmax(cudaStream_t stream, const Rows& rows, const float* logits, int v, float* out) {
-  launch(log_softmax_kernel, dim3(unsigned(rows.capacity)), kRowThreads, kRowThreads / kWarp * sizeof(uint64_t), stream, rows, logits, v, out);
+  constexpr size_t kRoom = kRowThreads / kWarp * sizeof(uint64_t);
+  launch(log_softmax_kernel, dim3(unsigned(rows.capacity)), kRowThreads, kRoom, stream, rows, logits, v, out);
 }
 
 }  // namespace paceline::cuda

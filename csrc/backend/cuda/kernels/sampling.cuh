@@ -117,7 +117,9 @@ __device__ __forceinline__ uint64_t weight_of(const ProcessedRow& row, int32_t i
   return row.logits[id] >= row.threshold ? fixed_weight(scaled(row, row.logits[id])) : 0;
 }
 
-__device__ __forceinline__ double probability(const ProcessedRow& row, uint64_t mass, int32_t id) { return double(weight_of(row, id)) / double(mass); }
+__device__ __forceinline__ double probability(const ProcessedRow& row, uint64_t mass, int32_t id) {
+  return double(weight_of(row, id)) / double(mass);
+}
 
 // A processed row with its mass, under `rejection`.
 struct WeighedRow {
