@@ -91,7 +91,7 @@ def test_a_dtype_may_be_auto_and_the_message_says_so(name, draft):
 def test_defaults():
     got = settings(draft=demo_pair()[1])
     assert (got.dtype, got.draft_dtype, got.kv_dtype, got.num_speculative_tokens, got.max_model_len) == ("bf16", "bf16", "bf16", 3, 512)
-    assert (got.kv_cache_tokens, got.vocab_size, got.num_threads, got.notes) == (512, 2048, 0, ())
+    assert (got.kv_cache_tokens, got.vocab_size, got.device, got.notes) == (512, 2048, "cpu", ())
     assert settings().num_speculative_tokens == 0
 
 

@@ -32,7 +32,7 @@ for device in ("cuda", "cpu"):
         for tau in (0, 3):
             result = engine.generate("import os", max_tokens=8, num_speculative_tokens=tau, logprobs=2)
             said[device]["tokens"].append(result.token_ids)
-            said[device]["margins"].append([sorted((top.logprob for top in each.top), reverse=True) for each in result.logprobs])
+            said[device]["margins"].append([sorted((logprob for _, logprob in each.top), reverse=True) for each in result.logprobs])
         sampled = [engine.generate("class A:", max_tokens=6, temperature=0.8, seed=3, num_speculative_tokens=tau).token_ids for tau in (0, 3)]
         said[device]["sampled"] = sampled
 """
