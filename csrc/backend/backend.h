@@ -157,6 +157,8 @@ class Backend {
   virtual void upload(void* device, const void* host, size_t bytes) = 0;
   virtual void download(void* host, const void* device, size_t bytes) = 0;
   virtual void synchronize() = 0;
+  // Cycles worth launching before the first one's results are read: 1 where a launch is the work itself.
+  virtual int cycles_in_flight() const = 0;
   virtual size_t free_bytes() = 0;  // of a memory of its own; 0: it lives in the host's
   virtual std::unique_ptr<Graph> capture(std::function<void()> line) = 0;
 

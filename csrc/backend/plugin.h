@@ -26,6 +26,7 @@ struct BackendPlugin {
   Status (*upload)(void* backend, void* device, const void* host, size_t bytes);
   Status (*download)(void* backend, void* host, const void* device, size_t bytes);
   Status (*synchronize)(void* backend);
+  int32_t (*cycles_in_flight)(void* backend);
   Status (*free_bytes)(void* backend, size_t* bytes);
   // line returns something else than 0 when it failed; the capture is then dropped.
   Status (*capture)(void* backend, int32_t (*line)(void* context), void* context, void** graph);

@@ -54,6 +54,7 @@ class PluginBackend final : public Backend {
   void upload(void* device, const void* host, size_t bytes) override { call(plugin_.upload, device, host, bytes); }
   void download(void* host, const void* device, size_t bytes) override { call(plugin_.download, host, device, bytes); }
   void synchronize() override { call(plugin_.synchronize); }
+  int cycles_in_flight() const override { return plugin_.cycles_in_flight(handle_); }
   size_t free_bytes() override {
     size_t bytes = 0;
     call(plugin_.free_bytes, &bytes);

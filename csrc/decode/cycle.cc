@@ -5,8 +5,8 @@ namespace paceline {
 // One cycle of speculative decoding (Leviathan et al. 2023, arXiv:2211.17192, Alg. 1; Daliri et al. 2024, arXiv:2408.07978
 // for `coupled`). Nothing is read back and no branch depends on data: a slot that drafts less than tau simply has fewer rows.
 // Plain decoding is tau = 0 of this very line.
-void Cycle::enqueue(int tau) {
-  backend_.timestamp(stamps_ + 0);
+void Cycle::enqueue(int tau, const Results& to) {
+  backend_.timestamp(to.stamps + 0);
   backend_.begin_cycle(state_);
 
   // 1. The draft proposes tau tokens, one at a time. Its first pass also feeds the row it lacks after full acceptance.
@@ -15,16 +15,16 @@ void Cycle::enqueue(int tau) {
     draft_->forward(draft_rows_.rows(), state_.draft_logits + size_t(state_.draft_logits_row(step)) * state_.draft_vocab_size);
     backend_.sample_draft(state_, step);
   }
-  backend_.timestamp(stamps_ + 1);
+  backend_.timestamp(to.stamps + 1);
 
   // 2. The target scores all tau + 1 positions in one pass.
   backend_.plan_verify(state_, verify_rows_.rows());
   target_.forward(verify_rows_.rows(), target_logits_);
-  backend_.timestamp(stamps_ + 2);
+  backend_.timestamp(to.stamps + 2);
 
   // 3. The longest prefix the target agrees to stays, one token of its own follows; lengths move, and with them both caches.
-  backend_.accept(state_, target_logits_, target_.vocab_size(), results_);
-  backend_.timestamp(stamps_ + 3);
+  backend_.accept(state_, target_logits_, target_.vocab_size(), to.device);
+  backend_.timestamp(to.stamps + 3);
   backend_.count_up(finished_);
 }
 
@@ -51,11 +51,15 @@ Cycle::Cycle(Backend& backend, Model& target, Model* draft, const Limits& limits
   state_.params = make<SlotParams>(slots);
   state_.draft_logits = make<float>(limits.tau_max ? slots * width_ * draft_vocab : 0);
   target_logits_ = make<float>(emitted * target.vocab_size());
-  results_ = {share<CycleResult>(slots), share<int32_t>(emitted), share<float>(emitted), share<int32_t>(emitted * kMaxTopLogprobs),
-              share<float>(emitted * kMaxTopLogprobs), limits.hash_logits ? share<uint64_t>(emitted) : nullptr};
-  stamps_ = share<int64_t>(4);
   finished_ = share<int64_t>(1);
-  for (int tau = 0; tau <= limits.tau_max; ++tau) graphs_.push_back(backend_.capture([this, tau] { enqueue(tau); }));
+  ring_.resize(limits.in_flight);
+  for (Results& results : ring_) {
+    results.device = {share<CycleResult>(slots), share<int32_t>(emitted), share<float>(emitted), share<int32_t>(emitted * kMaxTopLogprobs),
+                      share<float>(emitted * kMaxTopLogprobs), limits.hash_logits ? share<uint64_t>(emitted) : nullptr};
+    results.stamps = share<int64_t>(4);
+    for (int tau = 0; tau <= limits.tau_max; ++tau)
+      results.graphs.push_back(backend_.capture([this, tau, &results] { enqueue(tau, results); }));
+  }
 }
 
 template <class T>
@@ -87,10 +91,9 @@ void Cycle::set_running(int slot, bool running) {
   backend_.upload(state_.running + slot, &value, sizeof value);
 }
 
-void Cycle::run(int tau) {
-  graphs_[tau]->launch();
-  backend_.wait_for(finished_, ++launched_);
-}
+void Cycle::launch(int tau) { ring_[launched_++ % ring_.size()].graphs[tau]->launch(); }
+
+void Cycle::wait() { backend_.wait_for(finished_, ++read_); }
 
 size_t Cycle::workspace_bytes() const {
   size_t total = draft_rows_.bytes() + verify_rows_.bytes();

@@ -18,6 +18,7 @@ class Cycle {
     int vocab_limit;   // ids that exist (the target's tokenizer decides)
     Acceptance acceptance;
     bool hash_logits;  // debug
+    int in_flight;     // cycles launched before the first one's results are read, at most
   };
   // draft may be null.
   Cycle(Backend& backend, Model& target, Model* draft, const Limits& limits);
@@ -29,25 +30,35 @@ class Cycle {
   void set_running(int slot, bool running);
   void set_wanted_tau(int slot, int tau);
 
-  // One cycle for all running slots, tau drafts at most: one launch. The host then reads the results where the device has put them.
-  void run(int tau);
+  // One cycle for all running slots, tau drafts at most: one launch, no waiting. Fewer than in_flight may be under way.
+  void launch(int tau);
+  // Until the oldest cycle under way has left its results, where the host reads them.
+  void wait();
+  int in_flight() const { return int(launched_ - read_); }
 
-  // Results of the last cycle.
-  const CycleResult& result(int slot) const { return results_.slot[slot]; }
-  const int32_t* tokens(int slot) const { return results_.tokens + size_t(slot) * width_; }
-  const float* logprobs(int slot) const { return results_.logprobs + size_t(slot) * width_; }
-  const int32_t* top_ids(int slot, int i) const { return results_.top_ids + (size_t(slot) * width_ + i) * kMaxTopLogprobs; }
-  const float* top_logprobs(int slot, int i) const { return results_.top_logprobs + (size_t(slot) * width_ + i) * kMaxTopLogprobs; }
-  const uint64_t* row_hashes(int slot) const { return results_.row_hashes + size_t(slot) * width_; }  // debug only
-  double draft_seconds() const { return 1e-9 * double(stamps_[1] - stamps_[0]); }
-  double verify_seconds() const { return 1e-9 * double(stamps_[2] - stamps_[1]); }
-  double sample_seconds() const { return 1e-9 * double(stamps_[3] - stamps_[2]); }
+  // Results of the cycle last waited for.
+  const CycleResult& result(int slot) const { return last().device.slot[slot]; }
+  const int32_t* tokens(int slot) const { return last().device.tokens + size_t(slot) * width_; }
+  const float* logprobs(int slot) const { return last().device.logprobs + size_t(slot) * width_; }
+  const int32_t* top_ids(int slot, int i) const { return last().device.top_ids + (size_t(slot) * width_ + i) * kMaxTopLogprobs; }
+  const float* top_logprobs(int slot, int i) const { return last().device.top_logprobs + (size_t(slot) * width_ + i) * kMaxTopLogprobs; }
+  const uint64_t* row_hashes(int slot) const { return last().device.row_hashes + size_t(slot) * width_; }  // debug only
+  double draft_seconds() const { return 1e-9 * double(last().stamps[1] - last().stamps[0]); }
+  double verify_seconds() const { return 1e-9 * double(last().stamps[2] - last().stamps[1]); }
+  double sample_seconds() const { return 1e-9 * double(last().stamps[3] - last().stamps[2]); }
 
   const Limits& limits() const { return limits_; }
   size_t workspace_bytes() const;
 
  private:
-  void enqueue(int tau);
+  // Of one cycle, in shared memory; and the lines that write there, one per tau 0..tau_max.
+  struct Results {
+    CycleResults device;
+    int64_t* stamps;  // [4]
+    std::vector<std::unique_ptr<Graph>> graphs;
+  };
+  void enqueue(int tau, const Results& to);
+  const Results& last() const { return ring_[(read_ - 1) % ring_.size()]; }
   template <class T>
   T* make(size_t count);
   template <class T>
@@ -62,11 +73,9 @@ class Cycle {
   CycleState state_;
   RowsBuffer draft_rows_, verify_rows_;
   float* target_logits_;
-  CycleResults results_;   // in shared memory, as what follows
-  int64_t* stamps_;        // [4]
-  int64_t* finished_;      // cycles
-  int64_t launched_ = 0;
-  std::vector<std::unique_ptr<Graph>> graphs_;  // one per tau 0..tau_max
+  std::vector<Results> ring_;  // [in_flight]
+  int64_t* finished_;          // cycles, in shared memory
+  int64_t launched_ = 0, read_ = 0;
 };
 
 }  // namespace paceline

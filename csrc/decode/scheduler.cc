@@ -8,10 +8,11 @@
 namespace paceline {
 namespace {
 
-Cycle::Limits cycle_limits(const Model& target, const Model* draft, const EngineOptions& options) {
+Cycle::Limits cycle_limits(const Backend& backend, const Model& target, const Model* draft, const EngineOptions& options) {
+  const int in_flight = options.cycles_in_flight ? options.cycles_in_flight : backend.cycles_in_flight();
   const int vocab_limit = options.vocab_limit ? options.vocab_limit : target.vocab_size();
   return {options.max_num_seqs, draft ? options.num_speculative_tokens : 0, options.max_model_len, vocab_limit, options.acceptance,
-          options.debug_hash};
+          options.debug_hash, in_flight};
 }
 
 SlotParams slot_params(const RequestParams& p, int prompt_length, int end_length) {
@@ -42,7 +43,7 @@ double seconds_since(Clock::time_point start) { return std::chrono::duration<dou
 
 Scheduler::Scheduler(Backend& backend, Model& target, Model* draft, const EngineOptions& options)
     : backend_(backend), target_(target), draft_(draft), options_(options),
-      cycle_(backend, target, draft, cycle_limits(target, draft, options)), prefill_rows_(backend, options.prefill_chunk),
+      cycle_(backend, target, draft, cycle_limits(backend, target, draft, options)), prefill_rows_(backend, options.prefill_chunk),
       verify_rows_(backend, options.max_num_seqs * (options.num_speculative_tokens + 1)),
       slot_taken_(options.max_num_seqs, false) {
   require(draft || options.num_speculative_tokens == 0, "[Engine] num_speculative_tokens must be 0 without a draft, got ",
@@ -103,7 +104,12 @@ std::vector<Output> Scheduler::step() {
   // The draft's prompt is cached only after the first token is out: time to first token does not pay for speculation.
   if (draft_) prefill(true);
   prefill(false);
-  run_cycle(outputs);
+  for (const size_t before = outputs.size(); outputs.size() == before;) {
+    while (flights_.empty() ? launch() : cycle_.in_flight() < cycle_.limits().in_flight && may_run_ahead() && launch()) {
+    }
+    if (flights_.empty()) break;  // nobody decodes yet
+    collect(outputs);
+  }
   return outputs;
 }
 
@@ -129,6 +135,7 @@ void Scheduler::enter(Sequence& sequence, int slot) {
   cycle_.start(slot, slot_params(sequence.params, sequence.prompt_length, sequence.end_length), sequence.tokens);
 }
 
+// A cycle still under way may write to the slot and its pages once more. Whoever gets them next is enqueued behind it.
 void Scheduler::leave(Sequence& sequence) {
   if (sequence.slot < 0) return;
   cycle_.set_running(sequence.slot, false);
@@ -149,7 +156,7 @@ void Scheduler::prefill(bool draft) {
   std::vector<Sequence*> fed;
   for (const auto& each : active_) {
     Sequence& sequence = *each;
-    if (draft && (!sequence.emitted_any() || sequence.draft_cached >= sequence.length() - 2 || !can_draft(sequence))) continue;
+    if (draft && (sequence.in_flight || !catch_up_due(sequence))) continue;
     int& cached = draft ? sequence.draft_cached : sequence.target_cached;
     const int end = std::min(sequence.length() - 1, cached + prefill_rows_.capacity() - int(tokens.size()));
     if (end <= cached) continue;
@@ -186,28 +193,63 @@ bool Scheduler::can_draft(const Sequence& sequence) const {
   return clamped_tau(wanted_tau(sequence), length, sequence.end_length, length - 1, draft_->max_len()) > 0;
 }
 
-void Scheduler::run_cycle(std::vector<Output>& outputs) {
-  int tau_max = 0;
+// Tokens are out, and the draft lacks more rows than its first pass of a cycle feeds.
+bool Scheduler::catch_up_due(const Sequence& sequence) const {
+  return draft_ && sequence.emitted_any() && sequence.draft_cached < sequence.length() - 2 && can_draft(sequence);
+}
+
+// Whether a cycle can follow one whose results are not read yet: nobody waits for the host meanwhile, and somebody is sure to go on.
+bool Scheduler::may_run_ahead() const {
   bool any = false;
+  for (const auto& each : active_) {
+    if (!each->running) continue;
+    if (!each->emitted_any() || catch_up_due(*each)) return false;
+    any |= each->length() + each->in_flight < each->end_length;
+  }
+  return any;
+}
+
+// One cycle of all whose prompt is cached. With cycles under way the host knows lengths only from both sides: pages are reserved for the
+// longest, tau is bounded by the shortest, and the device, which knows, clamps it. False: there is nobody.
+bool Scheduler::launch() {
+  int tau_max = 0;
+  Flight flight;
   for (const auto& each : active_) {
     Sequence& sequence = *each;
     if (sequence.target_cached < sequence.length() - 1) continue;  // still prefilling
-    const int draft_len = draft_ ? draft_->max_len() : 0;
-    const int tau = clamped_tau(wanted_tau(sequence), sequence.length(), sequence.end_length, sequence.draft_cached, draft_len);
-    bool reserved = target_.cache().reserve(sequence.slot, target_reach(sequence.length(), tau));
-    if (tau) reserved = reserved && draft_->cache().reserve(sequence.slot, draft_reach(sequence.length(), tau));
+    const int shortest = sequence.length() + sequence.in_flight, longest = sequence.length() + sequence.in_flight_tokens;
+    const int draft_len = draft_ ? draft_->max_len() : 0, draft_cached = sequence.in_flight ? shortest - 1 : sequence.draft_cached;
+    const int tau = clamped_tau(wanted_tau(sequence), shortest, sequence.end_length, draft_cached, draft_len);
+    bool reserved = target_.cache().reserve(sequence.slot, std::min(target_reach(longest, tau), sequence.end_length));
+    if (tau) reserved = reserved && draft_->cache().reserve(sequence.slot, std::min({draft_reach(longest, tau), sequence.end_length, draft_len}));
     if (!reserved) throw EngineDead("[step] promised KV pages are not there");
-    cycle_.set_wanted_tau(sequence.slot, tau);
+    if (sequence.sent_tau != wanted_tau(sequence)) cycle_.set_wanted_tau(sequence.slot, sequence.sent_tau = wanted_tau(sequence));
     if (!sequence.running) cycle_.set_running(sequence.slot, sequence.running = true);
     tau_max = std::max(tau_max, tau);
-    any = true;
+    flight.emits.emplace_back(sequence.id, tau + 1);
+    ++sequence.in_flight;
+    sequence.in_flight_tokens += tau + 1;
   }
-  if (!any) return;
+  if (flight.emits.empty()) return false;
   target_.cache().publish();
   if (draft_) draft_->cache().publish();
-  cycle_.run(tau_max);
-  for (const auto& each : active_)
-    if (each->running) commit(*each, outputs);
+  cycle_.launch(tau_max);
+  flights_.push_back(std::move(flight));
+  return true;
+}
+
+// The results of the oldest cycle under way. Who has ended since it was launched, or ended in the cycle before it, has none.
+void Scheduler::collect(std::vector<Output>& outputs) {
+  cycle_.wait();
+  const Flight flight = std::move(flights_.front());
+  flights_.pop_front();
+  for (const auto& [id, most] : flight.emits) {
+    const auto found = std::find_if(active_.begin(), active_.end(), [id = id](const auto& each) { return each->id == id; });
+    if (found == active_.end()) continue;
+    --(*found)->in_flight;
+    (*found)->in_flight_tokens -= most;
+    commit(**found, outputs);
+  }
   std::erase_if(active_, [](const auto& each) { return each->slot < 0; });
 }
 
@@ -266,6 +308,7 @@ void Scheduler::commit(Sequence& sequence, std::vector<Output>& outputs) {
     for (int i = 0; i < kept; ++i) sequence.logits_hash = (sequence.logits_hash ^ cycle_.row_hashes(slot)[i]) * 0x9E3779B97F4A7C15u;
   output.logits_hash = sequence.logits_hash;
   if (reason != FinishReason::none) return finish(sequence, output, reason);
+  if (sequence.in_flight) return;  // a cycle under way writes further
   target_.cache().truncate(slot, sequence.length());
   if (draft_) draft_->cache().truncate(slot, sequence.length());
 }

@@ -21,6 +21,7 @@ struct EngineOptions {
   int vocab_limit = 0;                 // ids that exist; 0 = the target's vocab_size
   std::vector<std::string> token_bytes;  // bytes of each id, for stop strings; empty = stop strings are refused
   bool debug_hash = false;             // fill the hashes of Output
+  int cycles_in_flight = 0;            // launched before results are read, at most; 0 = what the backend is best with
 };
 
 class Scheduler {
@@ -53,7 +54,10 @@ class Scheduler {
   void enter(Sequence& sequence, int slot);
   void leave(Sequence& sequence);
   void prefill(bool draft);
-  void run_cycle(std::vector<Output>& outputs);
+  bool catch_up_due(const Sequence& sequence) const;
+  bool may_run_ahead() const;
+  bool launch();
+  void collect(std::vector<Output>& outputs);
   void commit(Sequence& sequence, std::vector<Output>& outputs);
   void finish(Sequence& sequence, Output& output, FinishReason reason);
   void drop_cancelled(std::vector<Output>& outputs);
@@ -69,6 +73,10 @@ class Scheduler {
   std::vector<std::unique_ptr<Sequence>> active_;   // in order of admission
   std::vector<bool> slot_taken_;
   std::vector<int64_t> cancelled_;
+  struct Flight {
+    std::vector<std::pair<int64_t, int>> emits;  // request, and how many tokens at most
+  };
+  std::deque<Flight> flights_;                      // cycles under way, oldest first
   RequestStats stats_;
   int promised_target_ = 0, promised_draft_ = 0;    // pages
   int64_t next_id_ = 1;

@@ -22,6 +22,8 @@ struct Sequence {
   int target_cached = 0, draft_cached = 0;
   int target_pages = 0, draft_pages = 0;  // promised: the most it can ever hold, so that a running sequence never lacks a page
   bool running = false;          // prompt cached: takes part in cycles
+  int in_flight = 0, in_flight_tokens = 0;  // cycles under way it takes part in, and what they emit at most
+  int sent_tau = -1;             // wanted_tau as the device knows it
   StopStrings stops;
   uint64_t logits_hash = 0;
   RequestStats stats;

@@ -163,7 +163,7 @@ void bind_requests(py::module_& m) {
                        const std::string& kv_dtype, int kv_cache_tokens, int prefill_chunk, int vocab_limit,
                        std::vector<std::string> token_bytes, bool debug_hash) {
              return EngineOptions{num_speculative_tokens, acceptance_of(acceptance), max_model_len, max_num_seqs, dtype_of(kv_dtype),
-                                  kv_cache_tokens, prefill_chunk, vocab_limit, std::move(token_bytes), debug_hash};
+                                  kv_cache_tokens, prefill_chunk, vocab_limit, std::move(token_bytes), debug_hash, 0};
            }), py::kw_only(), "num_speculative_tokens"_a, "acceptance"_a, "max_model_len"_a, "max_num_seqs"_a, "kv_dtype"_a,
            "kv_cache_tokens"_a, "prefill_chunk"_a, "vocab_limit"_a, "token_bytes"_a, "debug_hash"_a);
 

@@ -63,6 +63,7 @@ class CpuBackend final : public Backend {
   void upload(void* device, const void* host, size_t bytes) override;
   void download(void* host, const void* device, size_t bytes) override;
   void synchronize() override {}
+  int cycles_in_flight() const override { return 1; }
   size_t free_bytes() override { return 0; }
   std::unique_ptr<Graph> capture(std::function<void()> line) override;
 

@@ -37,6 +37,7 @@ class CudaBackend final : public Backend {
   void upload(void* device, const void* host, size_t bytes) override;
   void download(void* host, const void* device, size_t bytes) override;
   void synchronize() override;
+  int cycles_in_flight() const override { return 2; }  // one runs, one waits: the device never does
   size_t free_bytes() override;
   std::unique_ptr<Graph> capture(std::function<void()> line) override;
 

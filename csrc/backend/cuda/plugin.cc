@@ -112,6 +112,7 @@ const BackendPlugin kTable{
     .upload = forward<&CudaBackend::upload>,
     .download = forward<&CudaBackend::download>,
     .synchronize = forward<&CudaBackend::synchronize>,
+    .cycles_in_flight = [](void* backend) { return int32_t(at(backend).cycles_in_flight()); },
     .free_bytes = free_bytes,
     .capture = capture,
     .launch = [](void* graph) { return guarded([&] { static_cast<Graph*>(graph)->launch(); }); },
