@@ -12,7 +12,8 @@ namespace paceline::cuda {
 
 __device__ __forceinline__ bool cuts_top_k(const SlotParams& p, int n) { return p.top_k > 0 && p.top_k < n; }
 __device__ __forceinline__ bool cuts_top_p(const SlotParams& p) { return p.top_p < 1.0; }
-__device__ __forceinline__ bool cuts_min_p(const SlotParams& p) { return p.min_p >= 2.3e-308; }  // below the normal numbers nothing could be cut
+// Below the smallest normal number nothing could be cut.
+__device__ __forceinline__ bool cuts_min_p(const SlotParams& p) { return p.min_p >= 2.3e-308; }
 
 // Shared memory of a block that cuts.
 struct CutRoom {
@@ -89,7 +90,8 @@ __device__ void find_bucket(CutRoom* room, uint64_t above, bool limit_is_known, 
 
 // The weights of the row by their next digit, among ids whose first ones are `prefix`.
 template <class Weight>
-__device__ void add_next_digits(const float* l, int n, float from, uint32_t prefix, int fixed_bits, int bits, CutRoom* room, Weight weight) {
+__device__ void add_next_digits(const float* l, int n, float from, uint32_t prefix, int fixed_bits, int bits, CutRoom* room,
+                                Weight weight) {
   clear_buckets(room);
   __syncthreads();  // empty before anything is added
   for (int i = int(threadIdx.x); i < n; i += int(blockDim.x)) {
@@ -151,7 +153,8 @@ __device__ inline float threshold_of(const ProcessedRow& row, const SlotParams& 
     first_digits = nullptr;
   }
   if (cuts_top_p(p))
-    threshold = upper_cut(row.logits, row.n, threshold, first_digits, room, [&row](float logit) { return fixed_weight(scaled(row, logit)); },
+    threshold = upper_cut(row.logits, row.n, threshold, first_digits, room,
+                          [&row](float logit) { return fixed_weight(scaled(row, logit)); },
                           [&p](uint64_t total) { return p.top_p * double(total); });
   if (cuts_min_p(p) && threadIdx.x == 0) {
     const float cut = min_p_cut(row.l_max, p.temperature, p.min_p);
