@@ -97,6 +97,7 @@ void run_case(const std::string& order, unsigned seed, std::initializer_list<int
   }
 }
 
+// PACELINE_SIMT_CASES=20: so many times the usual number.
 int case_count(int usual) {
   const char* more = std::getenv("PACELINE_SIMT_CASES");
   return more ? usual * std::atoi(more) : usual;

@@ -15,6 +15,8 @@ constexpr int kChunk = 2048;  // ids per block of a sweep
 constexpr int kSweepThreads = 256;
 constexpr float kLargest = 3.402823466e+38f, kMinusInfinity = -__builtin_inff();
 
+constexpr int kDigitBits = 11, kBuckets = 1 << kDigitBits;  // of the keys of logits, where rows are cut
+
 constexpr int chunks_of(int vocab_size) { return (vocab_size + kChunk - 1) / kChunk; }
 
 // Order-preserving key of a float; -0 and +0 are one value. NaN counts as nothing, as in a maximum by `>`.
@@ -69,6 +71,7 @@ struct Scratch {
   RowState* draft_rows;     // [kept draft rows]
   Walk* walks;              // [S]
   Swept* swept;             // [S (tau_max + 1), chunks]
+  uint64_t* digits;         // [S (tau_max + 1), kBuckets]
   Best* drawn;              // [max(S (tau_max + 1), 2 S), chunks]
   uint64_t* top;            // [S (tau_max + 1), chunks, kMaxTopLogprobs]
   float* target_logits;     // [S (tau_max + 1), V] of rows that processors change
@@ -89,6 +92,7 @@ inline Scratch cut_up(void* memory, int num_slots, int tau_max, Acceptance accep
   take(s.draft_rows, draft);
   take(s.walks, size_t(num_slots));
   take(s.swept, target * chunks);
+  take(s.digits, target * kBuckets);
   take(s.drawn, races * chunks);
   take(s.top, target * chunks * kMaxTopLogprobs);
   take(s.target_logits, target * vocab_size);
@@ -113,6 +117,7 @@ struct ChoosingRows {
   float* changed;       // [S width, changed_stride]
   int changed_stride;
   Swept* swept;         // [S width, chunks]
+  uint64_t* digits;     // [S width, kBuckets] weights by the first digit of the key, of rows that are cut
   Best* drawn;          // [S width, chunks]
 };
 
@@ -120,12 +125,12 @@ PACELINE_HD ChoosingRows draft_rows(const CycleState& state, const Scratch& scra
   const size_t first = state.acceptance == Acceptance::rejection ? size_t(step) * state.num_slots : 0;
   return {state, state.draft_logits + size_t(state.draft_logits_row(step)) * state.draft_vocab_size, state.draft_vocab_size,
           state.draft_vocab_limit, step, 1, false, scratch.draft_rows + first, scratch.draft_logits + first * scratch.vocab_size,
-          scratch.vocab_size, scratch.swept, scratch.drawn};
+          scratch.vocab_size, scratch.swept, scratch.digits, scratch.drawn};
 }
 
 PACELINE_HD ChoosingRows verify_rows(const CycleState& state, const Scratch& scratch, const float* logits, int vocab_size) {
   return {state, logits, vocab_size, state.vocab_limit, 0, state.tau_max + 1, true, scratch.target_rows, scratch.target_logits,
-          scratch.vocab_size, scratch.swept, scratch.drawn};
+          scratch.vocab_size, scratch.swept, scratch.digits, scratch.drawn};
 }
 
 // One of them.

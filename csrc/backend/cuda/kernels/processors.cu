@@ -2,8 +2,11 @@
 //
 //   sweep    raw scan for NaN and +inf, masks, bias, penalties, maximum and lowest argmax      grid (chunks of V, rows)
 //            bytes 4 V in per row, 4 V out and 4 history V / kChunk in where logits change
-//   settle   chunks put together, then top-k, top-p, min-p                                     grid (rows)
-//            bytes 16 V / kChunk in per row; 12 V per cut of top-k and top-p; rows without them leave at once
+//   settle   chunks put together                                                               grid (rows)
+//            bytes 16 V / kChunk in per row
+//   digits   all ids weighed for the first digit of the first cut                              grid (chunks of V, rows)
+//   cut      the rest of top-k, top-p, min-p                                                   grid (rows)
+//            bytes 4 V in for digits, 8 V for cut, 12 V more where there are both cuts; rows without them leave at once
 //
 // Penalties need no list of distinct ids: a block marks what the history holds of its own chunk in shared memory - in the prompt,
 // and how often after it - and then looks at each id once. A mark costs one atomic word, so that history may be read in any order.
@@ -127,32 +130,55 @@ __device__ RowState put_together(const Swept* swept, int chunks) {
   return known;
 }
 
+__device__ bool is_cut(const ProcessedRow& row, const SlotParams& p) {
+  return !row.fault && !is_greedy(row.temperature) && (cuts_top_k(p, row.n) || cuts_top_p(p) || cuts_min_p(p));
+}
+
 __global__ void settle_kernel(ChoosingRows rows) {
   ChoosingRow row;
   const int index = int(blockIdx.x), chunks = chunks_of(rows.row_size);
   if (!find_row(rows, index, &row)) return;
+  for (int i = int(threadIdx.x); i < kBuckets; i += int(blockDim.x)) rows.digits[size_t(index) * kBuckets + i] = 0;
+  if (warp_of() != 0) return;
+  const RowState known = put_together(rows.swept + size_t(index) * chunks, chunks);
+  if (lane_of() == 0) rows.known[index] = known;
+}
+
+// ------------------------------------------------------------------------------------------------ cuts
+
+__global__ void first_digits_kernel(ChoosingRows rows) {
+  ChoosingRow row;
+  const int index = int(blockIdx.y);
+  if (!find_row(rows, index, &row)) return;
+  const ProcessedRow from = processed(rows, index, row);
+  const SlotParams& p = *row.params;
+  if (!is_cut(from, p)) return;
   auto* room = shared_memory<CutRoom>();
-  if (warp_of() == 0) {
-    const RowState known = put_together(rows.swept + size_t(index) * chunks, chunks);
-    if (lane_of() == 0) room->known = rows.known[index] = known;
-  }
-  __syncthreads();  // known to all threads
-  const RowState known = room->known;
-  if (known.fault || is_greedy(row.params->temperature)) return;
-  ProcessedRow cut = processed(rows, index, row);
-  cut.l_max = known.l_max;
-  cut.threshold = known.threshold;
-  const float threshold = threshold_of(cut, *row.params, room);
+  uint64_t* digits = rows.digits + size_t(index) * kBuckets;
+  const int first = int(blockIdx.x) * kChunk, end = smaller(first + kChunk, from.n);
+  if (cuts_top_k(p, from.n)) add_first_digits(from.logits, first, end, from.threshold, room, digits, [](float) { return uint64_t(1); });
+  else if (cuts_top_p(p))
+    add_first_digits(from.logits, first, end, from.threshold, room, digits, [&](float l) { return fixed_weight(scaled(from, l)); });
+}
+
+__global__ void cut_kernel(ChoosingRows rows) {
+  ChoosingRow row;
+  const int index = int(blockIdx.x);
+  if (!find_row(rows, index, &row)) return;
+  const ProcessedRow from = processed(rows, index, row);
+  if (!is_cut(from, *row.params)) return;
+  const float threshold = threshold_of(from, *row.params, rows.digits + size_t(index) * kBuckets, shared_memory<CutRoom>());
   if (threadIdx.x == 0) rows.known[index].threshold = threshold;
 }
 
 }  // namespace
 
 void process_rows(cudaStream_t stream, const ChoosingRows& rows, int count) {
-  const dim3 chunks(unsigned(chunks_of(rows.row_size)), unsigned(count));
+  const dim3 chunks(unsigned(chunks_of(rows.row_size)), unsigned(count)), whole{unsigned(count)};
   launch(sweep_kernel, chunks, kSweepThreads, sizeof(SweepRoom), stream, rows);
-  const int threads = rows.row_size <= 4096 ? 128 : 1024;
-  launch(settle_kernel, dim3(unsigned(count)), threads, sizeof(CutRoom), stream, rows);
+  launch(settle_kernel, whole, kSweepThreads, 0, stream, rows);
+  launch(first_digits_kernel, chunks, kSweepThreads, sizeof(CutRoom), stream, rows);
+  launch(cut_kernel, whole, rows.row_size <= 4096 ? 128 : 1024, sizeof(CutRoom), stream, rows);
 }
 
 }  // namespace paceline::cuda
