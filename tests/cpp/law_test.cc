@@ -196,7 +196,7 @@ TEST(controlled_law_rejection) {
   const int prompt_length = int(kPrompt.size()), end = prompt_length + kLength + kTau + 1;
   const Engine::ModelLimits limits{kSlots * (kTau + 1), end, kSlots, kSlots};
   TableModel target(*backend, pair.target, limits), draft(*backend, pair.draft, limits);
-  Cycle cycle(*backend, target, &draft, {kSlots, kTau, end, kWide, Acceptance::rejection, false});
+  Cycle cycle(*backend, target, &draft, {kSlots, kTau, end, kWide, Acceptance::rejection, false, 1});
   for (KvCache* cache : {&target.cache(), &draft.cache()}) {
     for (int slot = 0; slot < kSlots; ++slot) CHECK(cache->reserve(slot, end));
     cache->publish();
@@ -237,7 +237,8 @@ TEST(controlled_law_rejection) {
     return row[token] - std::log(total);
   };
   while (done < n) {
-    cycle.run(kTau);
+    cycle.launch(kTau);
+    cycle.wait();
     for (int slot = 0; slot < kSlots; ++slot) {
       const CycleResult& result = cycle.result(slot);
       double mean = 0;

@@ -27,7 +27,7 @@ class Mutant:
     file: str
     old: str
     new: str
-    test: str  # program, and a part of the test's name
+    test: str  # settings of the environment if any, program, and a part of the test's name
     texts: int = 20000
 
     def planted(self, source):
@@ -53,11 +53,12 @@ class Worker:
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, copy)
 
-    def test(self, command, texts):
+    def test(self, test, texts):
         """(passed, the last failure it printed)."""
         try:
-            done = subprocess.run([self.build / command.split()[0], *command.split()[1:]], capture_output=True, text=True, timeout=SECONDS,
-                                  env=os.environ | {"PACELINE_LAW_N": str(texts)})
+            settings, program, *arguments = parts_of(test)
+            done = subprocess.run([self.build / program, *arguments], capture_output=True, text=True, timeout=SECONDS,
+                                  env=os.environ | {"PACELINE_LAW_N": str(texts)} | settings)
         except subprocess.TimeoutExpired:
             return False, "it hangs"
         said = [line for line in done.stdout.splitlines() if line.startswith("FAIL")] or [f"exit status {done.returncode}"]
@@ -69,13 +70,19 @@ class Worker:
         original = path.read_text()
         path.write_text(mutant.planted(original))
         try:
-            built = run("cmake", "--build", self.build, "--target", mutant.test.split()[0], check=False)
+            built = run("cmake", "--build", self.build, "--target", parts_of(mutant.test)[1], check=False)
             if built is not None:
                 raise SystemExit(f"{mutant.name}: does not compile:\n{built}")
             passed, said = self.test(mutant.test, mutant.texts)
         finally:
             path.write_text(original)
         return None if passed else said
+
+
+def parts_of(test):
+    """[settings, program, arguments...]."""
+    words = test.split()
+    return [dict(word.split("=") for word in words if "=" in word), *(word for word in words if "=" not in word)]
 
 
 def run(*command, check=True):
@@ -93,7 +100,7 @@ def main():
     chosen = [m for m in mutants if not sys.argv[1:] or any(part in m.name for part in sys.argv[1:])]
     for mutant in chosen:
         mutant.planted((ROOT / mutant.file).read_text())  # all texts are there, before anything is built
-    programs = sorted({mutant.test.split()[0] for mutant in chosen})
+    programs = sorted({parts_of(mutant.test)[1] for mutant in chosen})
     workers = queue.SimpleQueue()
     start = time.monotonic()
     for index in range(min(len(chosen), os.cpu_count() or 1)):

@@ -38,6 +38,7 @@ inline std::vector<Text> decode(const std::shared_ptr<Weights>& target, const st
   options.prefill_chunk = prefill_chunk;
   options.acceptance = acceptance;
   options.debug_hash = true;
+  options.cycles_in_flight = cycles_in_flight();
   Engine engine(backend(), target, draft, options);
   std::map<int64_t, size_t> place;
   std::vector<Text> texts(jobs.size());

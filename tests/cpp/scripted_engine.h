@@ -54,6 +54,7 @@ inline ScriptedOptions options_of(int vocab_size, int tau, int slots, int max_mo
   options.engine.max_num_seqs = slots;
   options.engine.kv_cache_tokens = slots * max_model_len;
   options.engine.debug_hash = true;
+  options.engine.cycles_in_flight = cycles_in_flight();
   return options;
 }
 

@@ -60,6 +60,7 @@ class TableEngine {
   TableEngine(const TablePair& pair, Acceptance acceptance, int tau, int batch, int max_len = 32)
       : pair_(pair), backend_(make_cpu_backend(1, "")), engine_([&] {
           EngineOptions options;
+          options.cycles_in_flight = test::cycles_in_flight();
           options.num_speculative_tokens = tau;
           options.acceptance = acceptance;
           options.max_model_len = max_len;

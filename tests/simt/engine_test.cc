@@ -185,7 +185,10 @@ TEST(a_cycle_is_one_launch) {
     for (int step = 0; step < 3; ++step) engine.step();
     simt::reset_calls();
     constexpr int kCycles = 5;
-    for (int step = 0; step < kCycles; ++step) CHECK(!engine.step().empty());
+    for (int step = 0; step < kCycles; ++step) {
+      CHECK(!engine.step().empty());
+      CHECK(simt::num_pending() > 0, "the next cycle is not under way when the results of one are handed out");
+    }
     CHECK(simt::num_calls("cudaGraphLaunch") == kCycles, simt::num_calls("cudaGraphLaunch"));
     for (const char* never : {"cudaMalloc", "cudaHostAlloc", "cudaFree", "cudaFreeHost", "cudaStreamSynchronize", "launch", "cublasLtMatmul",
                               "cudaGraphInstantiate", "cudaStreamBeginCapture", "cudaMemsetAsync"})

@@ -180,6 +180,11 @@ void fail_call(int n) {
   runtime().fault.clear();
 }
 std::string failed_call() { return runtime().failed; }
+size_t num_pending() {
+  size_t all = 0;
+  for (cudaStream_t stream : streams()) all += stream->queue.size();
+  return all;
+}
 int num_graph_nodes() { return runtime().nodes; }
 size_t device_bytes_in_use() { return arena().in_use(); }
 void set_device_count(int count) { runtime().devices = count; }

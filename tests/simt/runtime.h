@@ -23,6 +23,7 @@ std::string failed_call();
 // Counts a call of this name; its answer.
 cudaError_t called(const char* name);
 
+size_t num_pending();          // pieces of work that streams have not begun
 int num_graph_nodes();         // of the graph launched last
 size_t device_bytes_in_use();
 
