@@ -60,7 +60,7 @@ inline ScriptedOptions options_of(int vocab_size, int tau, int slots, int max_mo
 
 class ScriptedEngine {
  public:
-  ScriptedEngine(const ScriptedOptions& options, std::shared_ptr<const Scripts> scripts) : scripts_(std::move(scripts)) {
+  ScriptedEngine(const ScriptedOptions& options, std::shared_ptr<const Scripts> scripts) : scripts_(std::move(scripts)), engine_options_(options.engine) {
     const auto model = [&](ScriptedModel::Role role, int max_len) {
       const Engine::ModelLimits limits = Engine::limits_of(options.engine, max_len);
       return std::make_unique<ScriptedModel>(*scripted_backend(), role, scripts_, options.vocab_size, limits);
@@ -147,7 +147,8 @@ class ScriptedEngine {
   ScriptedModel *target, *draft;  // draft may be null
 
  private:
-  // Between cycles a slot holds pages for the tokens it has, and no more: what rejected drafts needed has been given back.
+  // Between cycles a slot holds pages for the tokens it has, and no more: what rejected drafts needed has been given back. With a cycle
+  // under way it also has what that may write: drafts of the cycle before that were still hoped for, and its own.
   void check_held(ScriptedModel& model) {
     const Pages& pages = model.cache().pages();
     for (int slot = 0; slot < model.num_slots(); ++slot) {
@@ -157,11 +158,13 @@ class ScriptedEngine {
       const auto live = std::find_if(texts_.begin(), texts_.end(), is_it);
       CHECK(live != texts_.end(), "slot ", slot, " holds pages of nobody");
       const int length = live->second.job.prompt_length + int(live->second.tokens.size());
-      CHECK(pages.held(slot) <= pages.pages_for(length), "slot ", slot, " holds ", pages.held(slot), " pages for ", length, " tokens");
+      const int ahead = cycles_in_flight() > 1 ? 2 * engine_options_.num_speculative_tokens : 0;
+      CHECK(pages.held(slot) <= pages.pages_for(length + ahead), "slot ", slot, " holds ", pages.held(slot), " pages for ", length, " tokens");
     }
   }
 
   std::shared_ptr<const Scripts> scripts_;
+  EngineOptions engine_options_;
   std::unique_ptr<Engine> engine_;
   std::map<int64_t, Text> texts_;
 };
