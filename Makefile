@@ -66,7 +66,7 @@ clean:
 .venv/build:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, got " + sys.version.split()[0] + ": make PYTHON=python3.x")'
 	$(PYTHON) -m venv .venv
-	$(PIP) 'scikit-build-core>=1.0' 'pybind11>=3.0' 'cmake>=3.30' ninja nvidia-cuda-runtime==13.0.96 nvidia-cuda-crt==13.0.88
+	$(PIP) 'scikit-build-core>=1.0' 'pybind11>=3.0' 'cmake>=3.30' ninja nvidia-cuda-runtime==13.0.96 nvidia-cuda-crt==13.0.88 nvidia-nvtx==13.0.85
 	@touch $@
 
 # Without build isolation: cmake, ninja and pybind11 keep their place in .venv, so a second build compiles only what changed.

@@ -26,6 +26,7 @@ class Engine {
   void cancel(int64_t request) { alive().cancel(request); }
   std::vector<Output> step();
   RequestStats stats() { return alive().stats(); }
+  void profile(bool on) { alive(); backend_->profile(on); }
   bool idle() { return alive().idle(); }
   std::vector<float> verify(const std::vector<int32_t>& prefix, const std::vector<int32_t>& drafts);
 

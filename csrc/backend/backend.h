@@ -138,6 +138,24 @@ struct CycleResults {
   uint64_t* row_hashes;    // [S, tau_max + 1] debug: of the raw logits that chose each emitted token; nullptr = off
 };
 
+// What a profiler shows of the host's work. Each has a number beside its name.
+enum class Span : int32_t {
+  load_weights,   // bytes of the tensor
+  graph_capture,  // tau
+  prefill,        // rows of the pass
+  launch,         // tau of the cycle
+  collect,        // requests that took part
+  draft,          // step; while a line is captured, as the next two: its replays show as kernels
+  verify,         // rows at most
+  accept,         // a mark when results are read: drafts accepted of a slot's cycle
+  kv_rollback,    // a mark: drafts of it rejected, whose KV is forgotten
+};
+constexpr int kNumSpans = int(Span::kv_rollback) + 1;
+inline const char* name_of(Span span) {
+  constexpr const char* names[kNumSpans] = {"load_weights", "graph_capture", "prefill", "launch", "collect", "draft", "verify", "accept", "kv_rollback"};
+  return names[int(span)];
+}
+
 // A captured line of operations that can be run again and again.
 class Graph {
  public:
@@ -206,8 +224,25 @@ class Backend {
   virtual void wait_for(const int64_t* counter, int64_t value) = 0;
   // Pages for fork: page from[i] is copied to to[i].
   virtual void copy_pages(const KvLayer&, const AttentionShape&, const int32_t* from, const int32_t* to, int count) = 0;
+  // For profilers: ranges nest; `profile` starts and stops what `nsys --capture-range=cudaProfilerApi` waits for. Nothing on the CPU.
+  virtual void begin_span(Span, int64_t payload) = 0;
+  virtual void end_span() = 0;
+  virtual void mark(Span, int64_t payload) = 0;
+  virtual void profile(bool on) = 0;
   // Debug: a hash of the K and V of one position, the same wherever its page lies.
   virtual uint64_t hash_kv(const KvLayer&, const AttentionShape&, int slot, int position) = 0;
+};
+
+// A range of the profiler, as long as this lives.
+class SpanScope {
+ public:
+  SpanScope(Backend& backend, Span span, int64_t payload) : backend_(backend) { backend.begin_span(span, payload); }
+  ~SpanScope() { backend_.end_span(); }
+  SpanScope(const SpanScope&) = delete;
+  SpanScope& operator=(const SpanScope&) = delete;
+
+ private:
+  Backend& backend_;
 };
 
 // threads 0 = one per core we may use. level: "", or one of avx2, avx512, avx512_bf16 to force it.

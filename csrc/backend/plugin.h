@@ -61,6 +61,10 @@ struct BackendPlugin {
   Status (*count_up)(void* backend, int64_t* counter);
   Status (*wait_for)(void* backend, const int64_t* counter, int64_t value);
   Status (*copy_pages)(void* backend, const KvLayer*, const AttentionShape*, const int32_t* from, const int32_t* to, int32_t count);
+  void (*begin_span)(void* backend, Span, int64_t payload);
+  void (*end_span)(void* backend);
+  void (*mark)(void* backend, Span, int64_t payload);
+  Status (*profile)(void* backend, int32_t on);
   Status (*hash_kv)(void* backend, const KvLayer*, const AttentionShape*, int32_t slot, int32_t position, uint64_t* hash);
 };
 

@@ -143,6 +143,10 @@ class PluginBackend final : public Backend {
   void copy_pages(const KvLayer& kv, const AttentionShape& shape, const int32_t* from, const int32_t* to, int count) override {
     call(plugin_.copy_pages, &kv, &shape, from, to, count);
   }
+  void begin_span(Span span, int64_t payload) override { plugin_.begin_span(handle_, span, payload); }
+  void end_span() override { plugin_.end_span(handle_); }
+  void mark(Span span, int64_t payload) override { plugin_.mark(handle_, span, payload); }
+  void profile(bool on) override { call(plugin_.profile, on); }
   uint64_t hash_kv(const KvLayer& kv, const AttentionShape& shape, int slot, int position) override {
     uint64_t hash = 0;
     call(plugin_.hash_kv, &kv, &shape, slot, position, &hash);

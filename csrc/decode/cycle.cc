@@ -11,6 +11,7 @@ void Cycle::enqueue(int tau, const Results& to) {
 
   // 1. The draft proposes tau tokens, one at a time. Its first pass also feeds the row it lacks after full acceptance.
   for (int step = 0; step < tau; ++step) {
+    const SpanScope span(backend_, Span::draft, step);
     backend_.plan_draft(state_, step, draft_rows_.rows());
     draft_->forward(draft_rows_.rows(), state_.draft_logits + size_t(state_.draft_logits_row(step)) * state_.draft_vocab_size);
     backend_.sample_draft(state_, step);
@@ -18,8 +19,11 @@ void Cycle::enqueue(int tau, const Results& to) {
   backend_.timestamp(to.stamps + 1);
 
   // 2. The target scores all tau + 1 positions in one pass.
-  backend_.plan_verify(state_, verify_rows_.rows());
-  target_.forward(verify_rows_.rows(), target_logits_);
+  {
+    const SpanScope span(backend_, Span::verify, verify_rows_.capacity());
+    backend_.plan_verify(state_, verify_rows_.rows());
+    target_.forward(verify_rows_.rows(), target_logits_);
+  }
   backend_.timestamp(to.stamps + 2);
 
   // 3. The longest prefix the target agrees to stays, one token of its own follows; lengths move, and with them both caches.
@@ -57,8 +61,10 @@ Cycle::Cycle(Backend& backend, Model& target, Model* draft, const Limits& limits
     results.device = {share<CycleResult>(slots), share<int32_t>(emitted), share<float>(emitted), share<int32_t>(emitted * kMaxTopLogprobs),
                       share<float>(emitted * kMaxTopLogprobs), limits.hash_logits ? share<uint64_t>(emitted) : nullptr};
     results.stamps = share<int64_t>(4);
-    for (int tau = 0; tau <= limits.tau_max; ++tau)
+    for (int tau = 0; tau <= limits.tau_max; ++tau) {
+      const SpanScope span(backend_, Span::graph_capture, tau);
       results.graphs.push_back(backend_.capture([this, tau, &results] { enqueue(tau, results); }));
+    }
   }
 }
 

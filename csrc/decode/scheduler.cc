@@ -171,6 +171,7 @@ void Scheduler::prefill(bool draft) {
     fed.push_back(&sequence);
   }
   if (tokens.empty()) return;
+  const SpanScope span(backend_, Span::prefill, int64_t(tokens.size()));
   model.cache().publish();
   prefill_rows_.fill(slots, positions, tokens);
   model.forward(prefill_rows_.rows(), nullptr);
@@ -231,6 +232,8 @@ bool Scheduler::launch() {
     sequence.in_flight_tokens += tau + 1;
   }
   if (flight.emits.empty()) return false;
+  const SpanScope span(backend_, Span::launch, tau_max);
+  profile_cycle();
   target_.cache().publish();
   if (draft_) draft_->cache().publish();
   cycle_.launch(tau_max);
@@ -238,8 +241,16 @@ bool Scheduler::launch() {
   return true;
 }
 
+// The profiler's window over cycles, if there is one.
+void Scheduler::profile_cycle() {
+  ++cycles_launched_;
+  if (cycles_launched_ == options_.profile_first) backend_.profile(true);
+  if (options_.profile_first && cycles_launched_ == options_.profile_last + 1) backend_.profile(false);
+}
+
 // The results of the oldest cycle under way. Who has ended since it was launched, or ended in the cycle before it, has none.
 void Scheduler::collect(std::vector<Output>& outputs) {
+  const SpanScope span(backend_, Span::collect, int64_t(flights_.front().emits.size()));
   cycle_.wait();
   const Flight flight = std::move(flights_.front());
   flights_.pop_front();
@@ -293,6 +304,8 @@ void Scheduler::commit(Sequence& sequence, std::vector<Output>& outputs) {
     sequence.first_token = Clock::now();
     sequence.stats.time_to_first_token = std::chrono::duration<double>(sequence.first_token - sequence.added).count();
   }
+  backend_.mark(Span::accept, result.accepted);
+  if (result.accepted < result.tau) backend_.mark(Span::kv_rollback, result.tau - result.accepted);
   output.tau = result.tau;
   output.accepted = std::min(result.accepted, kept);
   RequestStats& stats = sequence.stats;

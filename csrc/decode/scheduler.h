@@ -21,6 +21,7 @@ struct EngineOptions {
   int vocab_limit = 0;                 // ids that exist; 0 = the target's vocab_size
   std::vector<std::string> token_bytes;  // bytes of each id, for stop strings; empty = stop strings are refused
   bool debug_hash = false;             // fill the hashes of Output
+  int64_t profile_first = 0, profile_last = 0;  // cycles that a profiler captures, counted from 1; 0 = none
   int cycles_in_flight = 0;            // launched before results are read, at most; 0 = what the backend is best with
 };
 
@@ -57,6 +58,7 @@ class Scheduler {
   bool catch_up_due(const Sequence& sequence) const;
   bool may_run_ahead() const;
   bool launch();
+  void profile_cycle();
   void collect(std::vector<Output>& outputs);
   void commit(Sequence& sequence, std::vector<Output>& outputs);
   void finish(Sequence& sequence, Output& output, FinishReason reason);
@@ -79,7 +81,7 @@ class Scheduler {
   std::deque<Flight> flights_;                      // cycles under way, oldest first
   RequestStats stats_;
   int promised_target_ = 0, promised_draft_ = 0;    // pages
-  int64_t next_id_ = 1;
+  int64_t next_id_ = 1, cycles_launched_ = 0;
 };
 
 }  // namespace paceline

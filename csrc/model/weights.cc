@@ -124,6 +124,7 @@ void Weights::load(const TensorView& part, int64_t first_row) {
   if (pending.rows == shape[0] || first_row < pending.rows) refuse(part.name, "it was loaded before");
   if (part.shape != fitting || first_row != pending.rows)
     refuse(part.name, message("expected shape ", describe(shape), " from row ", pending.rows, " on, found ", describe(part.shape), " from row ", first_row));
+  const SpanScope span(*backend_, Span::load_weights, part.size() * int64_t(size_of(part.dtype)));
   pending.loader(part, int(first_row));
   pending.rows += part.shape[0];
   if (pending.rows == shape[0]) ++num_loaded_;

@@ -161,11 +161,11 @@ void bind_requests(py::module_& m) {
   py::class_<EngineOptions>(m, "EngineOptions")
       .def(py::init([](int num_speculative_tokens, const std::string& acceptance, int max_model_len, int max_num_seqs,
                        const std::string& kv_dtype, int kv_cache_tokens, int prefill_chunk, int vocab_limit,
-                       std::vector<std::string> token_bytes, bool debug_hash) {
+                       std::vector<std::string> token_bytes, bool debug_hash, int64_t profile_first, int64_t profile_last) {
              return EngineOptions{num_speculative_tokens, acceptance_of(acceptance), max_model_len, max_num_seqs, dtype_of(kv_dtype),
-                                  kv_cache_tokens, prefill_chunk, vocab_limit, std::move(token_bytes), debug_hash, 0};
+                                  kv_cache_tokens, prefill_chunk, vocab_limit, std::move(token_bytes), debug_hash, profile_first, profile_last, 0};
            }), py::kw_only(), "num_speculative_tokens"_a, "acceptance"_a, "max_model_len"_a, "max_num_seqs"_a, "kv_dtype"_a,
-           "kv_cache_tokens"_a, "prefill_chunk"_a, "vocab_limit"_a, "token_bytes"_a, "debug_hash"_a);
+           "kv_cache_tokens"_a, "prefill_chunk"_a, "vocab_limit"_a, "token_bytes"_a, "debug_hash"_a, "profile_first"_a, "profile_last"_a);
 
   py::class_<RequestParams>(m, "RequestParams")
       .def(py::init([](int max_tokens, int min_tokens, double temperature, double top_p, int top_k, double min_p, double repetition_penalty,
@@ -230,6 +230,7 @@ void bind_engine(py::module_& m) {
       .def("verify", [](const EngineHandle& self, const std::vector<int32_t>& prefix, const std::vector<int32_t>& drafts) {
              return verify(*self.open(), prefix, drafts);
            }, "prefix"_a, "drafts"_a)
+      .def("profile", [](const EngineHandle& self, bool on) { self.open()->profile(on); }, "on"_a)
       .def("close", [](EngineHandle& self) { self.engine.reset(); })
       .def_property_readonly("weight_bytes", [](const EngineHandle& self) { return self.open()->weight_bytes(); })
       .def_property_readonly("kv_bytes", [](const EngineHandle& self) { return self.open()->kv_bytes(); })

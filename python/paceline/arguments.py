@@ -55,6 +55,8 @@ class Settings:
     vocab_size: int
     """Ids that exist: the target's tokenizer decides, and config.json without one."""
     notes: tuple[str, ...]
+    profile_cycles: tuple[int, int]
+    """Cycles that a profiler captures, counted from 1; (0, 0): none."""
     device: Literal["cpu", "cuda"]
     backend: _core.Backend
 
@@ -75,7 +77,8 @@ class Settings:
         return _core.EngineOptions(
             num_speculative_tokens=self.num_speculative_tokens, acceptance=self.acceptance, max_model_len=self.max_model_len,
             max_num_seqs=self.max_num_seqs, kv_dtype=self.kv_dtype, kv_cache_tokens=self.kv_cache_tokens, prefill_chunk=PREFILL_CHUNK[self.device],
-            vocab_limit=self.vocab_size, token_bytes=self.token_bytes()[:self.vocab_size], debug_hash=False)
+            vocab_limit=self.vocab_size, token_bytes=self.token_bytes()[:self.vocab_size], debug_hash=False,
+            profile_first=self.profile_cycles[0], profile_last=self.profile_cycles[1])
 
     def info(self) -> dict[str, Any]:
         return {
@@ -115,7 +118,7 @@ def resolve(*, target: PathLike, draft: PathLike | None, tokenizer: PathLike | t
         draft_dtype=_draft_dtype(draft_dtype, draft_files, target_dtype, notes), kv_dtype=kv,
         num_speculative_tokens=tau, acceptance=acceptance, max_model_len=length, max_num_seqs=num_seqs,
         kv_cache_tokens=_kv_cache_tokens(kv_cache_tokens, num_seqs, length, per_position, backend.free_bytes() or available_memory(), notes),
-        weights_cache=cache, vocab_size=_vocab_size(target_files, words), notes=tuple(notes), device=kind, backend=backend)
+        weights_cache=cache, vocab_size=_vocab_size(target_files, words), notes=tuple(notes), profile_cycles=_profile_cycles(), device=kind, backend=backend)
 
 
 def _backend(device: str, num_threads: int, notes: list[str]) -> tuple[Literal["cpu", "cuda"], _core.Backend]:
@@ -131,6 +134,17 @@ def _backend(device: str, num_threads: int, notes: list[str]) -> tuple[Literal["
             raise _core.DeviceError(f'[Engine] device="cuda" cannot run: {reason}')
         notes.append(f"device: cpu, since {reason}")
     return "cpu", _core.Backend(num_threads, "")
+
+
+def _profile_cycles() -> tuple[int, int]:
+    """$PACELINE_PROFILE_CYCLES, "A-B"."""
+    given = os.environ.get("PACELINE_PROFILE_CYCLES")
+    if not given:
+        return 0, 0
+    first, _, last = given.partition("-")
+    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+        raise ValueError(f"[Engine] PACELINE_PROFILE_CYCLES must be A-B with 1 <= A <= B, got {given!r}")
+    return int(first), int(last)
 
 
 def _directory(role: str, given: PathLike) -> Path:

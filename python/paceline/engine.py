@@ -1,5 +1,6 @@
 """The engine as Python sees it: two checkpoints in, text out."""
 
+import contextlib
 import dataclasses
 import os
 import threading
@@ -142,6 +143,19 @@ class Engine:
         self._check_process()
         with self._lock:
             return Stats._of(self._core.stats())
+
+    @contextlib.contextmanager
+    def profile(self) -> Iterator[None]:
+        """What runs inside is what `nsys profile --capture-range=cudaProfilerApi` captures (docs/profiling.md). On device cpu
+        there is nothing to capture."""
+        self._check_process()
+        with self._lock:
+            self._core.profile(True)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._core.profile(False)
 
     def close(self) -> None:
         """Give the memory back. Requests under way, and later calls, end with a RuntimeError."""

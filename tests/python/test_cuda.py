@@ -74,3 +74,32 @@ def test_what_the_cuda_engine_does_not_do_is_refused_by_name():
     engine = "said = paceline.Engine(paceline.demo_pair()[0], device='cuda', {})"
     assert "dtype must be fp32 or bf16 on device cuda, got int4" in run(engine.format("dtype='int4'"), **STUB)
     assert "weights_cache must be None on device cuda" in run(engine.format("weights_cache='x'"), **STUB)
+
+
+PROFILED = """
+engine = paceline.Engine(*paceline.demo_pair(), device='cuda', max_model_len=128, num_speculative_tokens=2)
+with engine.profile():
+    engine.generate("import os", max_tokens=5)
+said = True
+"""
+
+
+def test_a_profiler_hears_what_the_host_does(tmp_path):
+    record = tmp_path / "record"
+    run(PROFILED, **STUB, NVTX_INJECTION64_PATH=str(BUILD / "libnvtx_recorder.so"), NVTX_RECORD=str(record))
+    lines = [line.split() for line in record.read_text().splitlines()]
+    assert {line[1] for line in lines} == {"paceline"}
+    assert {line[2] for line in lines if line[0] == "begin"} == {
+        "load_weights", "graph_capture", "prefill", "launch", "collect", "draft", "verify"}
+    assert {line[2] for line in lines if line[0] == "mark"} <= {"accept", "kv_rollback"}
+    depth = 0
+    for kind, *_ in lines:
+        depth += {"begin": 1, "end": -1, "mark": 0}[kind]
+        assert depth >= 0
+    assert depth == 0
+    assert sum(int(line[3]) + 1 for line in lines if line[2:3] == ["accept"]) >= 5  # each cycle emits what it accepts, and one more
+
+
+def test_cycles_to_profile_are_checked():
+    said = run(ENGINE.format(device="cpu"), PACELINE_PROFILE_CYCLES="7-3")
+    assert "PACELINE_PROFILE_CYCLES must be A-B with 1 <= A <= B, got '7-3'" in said

@@ -200,6 +200,21 @@ TEST(a_cycle_is_one_launch) {
   }
 }
 
+TEST(a_profiler_captures_the_cycles_it_was_asked_for) {
+  const SmallPair pair(DType::bf16);
+  EngineOptions options = options_of(2);
+  options.profile_first = 2, options.profile_last = 4;
+  Engine engine(backend(), pair.target, pair.draft, options);
+  engine.add({3, 1, 4}, params_of(30));
+  simt::reset_calls();
+  engine.step();
+  CHECK(simt::num_calls("cudaProfilerStart") == 0 && simt::num_calls("cudaGraphLaunch") == 1);
+  while (simt::num_calls("cudaGraphLaunch") < 4) engine.step();
+  CHECK(simt::num_calls("cudaProfilerStart") == 1 && simt::num_calls("cudaProfilerStop") == 0);
+  run(engine);
+  CHECK(simt::num_calls("cudaProfilerStart") == 1 && simt::num_calls("cudaProfilerStop") == 1);
+}
+
 // Whatever call fails: an exception that names it, then EngineDead with that cause, and all device memory comes back.
 TEST(any_failing_call_is_a_clean_error) {
   TinyShape shape = small_shape();

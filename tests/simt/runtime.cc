@@ -1,5 +1,6 @@
 #include "simt/runtime.h"
 
+#include <cuda_profiler_api.h>
 #include <sys/mman.h>
 
 #include <algorithm>

@@ -91,6 +91,10 @@ class CpuBackend final : public Backend {
   void count_up(int64_t* counter) override { ++*counter; }
   void wait_for(const int64_t*, int64_t) override {}
   void copy_pages(const KvLayer&, const AttentionShape&, const int32_t* from, const int32_t* to, int count) override;
+  void begin_span(Span, int64_t) override {}
+  void end_span() override {}
+  void mark(Span, int64_t) override {}
+  void profile(bool) override {}
   uint64_t hash_kv(const KvLayer&, const AttentionShape&, int slot, int position) override;
 
  private:

@@ -1,5 +1,7 @@
 #include "backend/cuda/cuda_backend.h"
 
+#include <cuda_profiler_api.h>
+
 #include <algorithm>
 
 #include "backend/cuda/check.h"
@@ -126,6 +128,11 @@ void CudaBackend::wait_for(const int64_t* counter, int64_t value) {
     check(state, "cudaStreamQuery");
     throw DeviceError("[cuda] the stream has ended and the cycle left no result");
   }
+}
+
+void CudaBackend::profile(bool on) {
+  if (on) check(cudaProfilerStart(), "cudaProfilerStart");
+  else check(cudaProfilerStop(), "cudaProfilerStop");
 }
 
 // ------------------------------------------------------------------------------------------------ the network

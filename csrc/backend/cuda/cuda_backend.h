@@ -8,6 +8,7 @@
 #include "backend/backend.h"
 #include "backend/cuda/kernels/kernels.h"
 #include "backend/cuda/matmul.h"
+#include "backend/cuda/nvtx.h"
 
 namespace paceline::cuda {
 
@@ -65,6 +66,10 @@ class CudaBackend final : public Backend {
   void count_up(int64_t* counter) override;
   void wait_for(const int64_t* counter, int64_t value) override;
   void copy_pages(const KvLayer&, const AttentionShape&, const int32_t* from, const int32_t* to, int count) override;
+  void begin_span(Span span, int64_t payload) override { nvtx_.begin(span, payload); }
+  void end_span() override { nvtx_.end(); }
+  void mark(Span span, int64_t payload) override { nvtx_.mark(span, payload); }
+  void profile(bool on) override;
   uint64_t hash_kv(const KvLayer&, const AttentionShape&, int slot, int position) override;
 
  private:
@@ -74,6 +79,7 @@ class CudaBackend final : public Backend {
   void reserve(Buffer& buffer, size_t bytes);
   SamplingScratch sampling() const { return {sampling_scratch_.as<void>(), sampling_vocab_size_}; }
 
+  Nvtx nvtx_;
   std::string description_;
   cudaStream_t stream_ = nullptr;
   std::unique_ptr<Matmul> matmul_;

@@ -139,6 +139,10 @@ const BackendPlugin kTable{
     .count_up = forward<&CudaBackend::count_up>,
     .wait_for = forward<&CudaBackend::wait_for>,
     .copy_pages = forward<&CudaBackend::copy_pages>,
+    .begin_span = [](void* backend, Span span, int64_t payload) { at(backend).begin_span(span, payload); },
+    .end_span = [](void* backend) { at(backend).end_span(); },
+    .mark = [](void* backend, Span span, int64_t payload) { at(backend).mark(span, payload); },
+    .profile = [](void* backend, int32_t on) { return guarded([&] { at(backend).profile(on); }); },
     .hash_kv = hash_kv,
 };
 
