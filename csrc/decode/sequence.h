@@ -11,6 +11,7 @@
 namespace paceline {
 
 using Clock = std::chrono::steady_clock;
+inline double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 struct Sequence {
   int64_t id = 0;
