@@ -4,6 +4,7 @@
 # make mutants plant every known bug and see its test fail
 # make oracle  compare with transformers itself (installs torch)
 # make bench-kernels  time of all weight matrices against the machine's limits
+# make kernels what the CUDA compiler makes of every kernel, where there is one: warnings, spills, registers, instructions
 # make wheels what `pip install paceline` and `paceline[cuda]` will get, repaired, checked and run in clean environments (nvcc needed)
 # make clean
 #
@@ -20,7 +21,7 @@ CSRC := $(shell find csrc -type f) CMakeLists.txt
 PACKAGE := $(shell find python/paceline -type f -not -path '*/__pycache__/*') pyproject.toml
 CPP_TESTS := $(shell find tests/cpp tests/simt tests/reference -type f 2>/dev/null)
 
-.PHONY: demo test cpp-test python-test asan mutants oracle bench-kernels wheels clean
+.PHONY: demo test cpp-test python-test asan mutants oracle bench-kernels kernels wheels clean
 
 demo: .venv/installed
 	$(BIN)/paceline demo
@@ -49,6 +50,10 @@ bench-kernels: .venv/build
 	$(CMAKE) -S . -B build/bench -G Ninja -DCMAKE_MAKE_PROGRAM="$(CURDIR)/$(BIN)/ninja" -DPACELINE_BENCH=ON -DPACELINE_PYTHON=OFF
 	$(CMAKE) --build build/bench
 	build/bench/kernels
+
+kernels: .venv/build
+	$(PIP) nvidia-cuda-cuobjdump==13.2.51 nvidia-cuda-nvdisasm==13.2.51
+	$(BIN)/python tools/check_kernels.py
 
 # The CPU wheel and the CUDA engine's own.
 wheels: .venv/build
