@@ -1,13 +1,13 @@
-"""Decoding speed of a pair: plain against the machine's read bandwidth, verification passes, speculation, Python's share.
+"""Decoding speed of a pair: plain against the machine's read bandwidth, speculation and the parts of its cycles, passes of M rows.
 
     python bench/decode.py 1.1b                  write the planted pair (bench/planted_pair.py) and measure it
     python bench/decode.py demo                  the bundled pair
     python bench/decode.py DIR                   DIR/target and DIR/draft
 
 Repetitions are interleaved (bandwidth, then every tau once, then again) so that a disturbance of the machine meets all
-of them; medians are reported, as Markdown. All times come from the results' stats, except Python's share, which is
-what remains of the wall time of `generate` after prefill, drafting and verification: an upper bound, since the core's
-own work between cycles is in it.
+of them; medians are reported, as Markdown. rows, draft, verify, sample and host are means over a generation's cycles, among which the
+first and the last have fewer drafts than tau; host is what remains of the wall time of `generate` after prefill, drafting, verification and
+sampling: the core's own work between cycles, and Python's. T(M) is of a stream beside it: the median of its cycles of exactly M = tau + 1 rows.
 """
 
 import argparse
@@ -88,7 +88,7 @@ def max_position_embeddings(directory):
 
 
 def measure(engine, prompt, tokens, tau):
-    """One generation. Seconds per cycle of its four parts, and tokens per second."""
+    """One generation: means per cycle, seconds of its four parts among them, and tokens per second. And a stream, for the pass."""
     start = time.perf_counter()
     result = engine.generate(prompt, max_tokens=tokens, ignore_eos=True, num_speculative_tokens=tau)
     wall, stats = time.perf_counter() - start, result.stats
@@ -96,8 +96,15 @@ def measure(engine, prompt, tokens, tau):
     return dict(
         draft=stats.draft_time / stats.num_cycles, verify=stats.verify_time / stats.num_cycles, sample=stats.sample_time / stats.num_cycles,
         host=host / stats.num_cycles, speed=stats.decode_tokens_per_second, per_cycle=stats.mean_acceptance_length,
-        alpha=alpha_of(stats),
+        rows=1 + stats.num_draft_tokens / stats.num_cycles, alpha=alpha_of(stats), one_pass=pass_time(engine, prompt, tokens, tau + 1),
         prompt_tokens=len(result.prompt_token_ids), tokens=list(result.token_ids))
+
+
+def pass_time(engine, prompt, tokens, rows):
+    """Median seconds of verification passes over exactly so many rows, in at most `tokens` tokens; NaN if there is none."""
+    chunks = engine.stream(prompt, max_tokens=min(tokens, 5 * rows), ignore_eos=True, num_speculative_tokens=rows - 1)
+    times = [chunk.verify_time for chunk in chunks if chunk.num_draft_tokens == rows - 1]
+    return statistics.median(times) if times else float("nan")
 
 
 def alpha_of(stats):
@@ -127,13 +134,13 @@ def report(runs, bandwidths, weight_bytes, kv_bytes):
     print(f"* plain {median(plain, 'speed'):.2f} tokens/s x {(weight_bytes + kv_bytes * position) / 1e6:.0f} MB = {rate:.1f} GB/s, "
           f"{100 * rate / bandwidth:.0f} % of it")
     print(f"* outputs of all tau identical: {'yes' if same_outputs(runs) else 'NO'}\n")
-    print("| tau | rows M | draft ms | verify ms | sample ms | host ms | T(M)/T(1) | tokens per cycle | alpha | tokens/s | speedup |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    print("| tau | rows | draft ms | verify ms | sample ms | host ms | T(tau + 1) ms | T(tau + 1)/T(1) | tokens per cycle | alpha | tokens/s | speedup |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for tau, all_runs in runs.items():
-        draft, verify, sample, host = (f"{1e3 * median(all_runs, part):.3f}" for part in ("draft", "verify", "sample", "host"))
+        draft, verify, sample, host, one = (f"{1e3 * median(all_runs, part):.3f}" for part in ("draft", "verify", "sample", "host", "one_pass"))
         speed = median(all_runs, "speed")
-        print(f"| {tau} | {tau + 1} | {draft} | {verify} | {sample} | {host} | {median(all_runs, 'verify') / median(plain, 'verify'):.2f} "
-              f"| {median(all_runs, 'per_cycle'):.2f} | {median(all_runs, 'alpha'):.3f} | {speed:.2f} | {speed / median(plain, 'speed'):.2f} |",
+        print(f"| {tau} | {median(all_runs, 'rows'):.2f} | {draft} | {verify} | {sample} | {host} "
+              f"| {one} | {median(all_runs, 'one_pass') / median(plain, 'one_pass'):.2f} | {median(all_runs, 'per_cycle'):.2f} | {median(all_runs, 'alpha'):.3f} | {speed:.2f} | {speed / median(plain, 'speed'):.2f} |",
               flush=True)
 
 

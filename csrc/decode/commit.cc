@@ -51,9 +51,11 @@ void Scheduler::commit(Sequence& sequence, std::vector<Output>& outputs) {
   output.accepted = std::min(result.accepted, kept);
   RequestStats& stats = sequence.stats;
   stats.count_cycle(output.tau, output.accepted, kept);
+  output.verify_time = cycle_.verify_seconds();
+  output.sample_time = cycle_.sample_seconds();
   stats.draft_time += cycle_.draft_seconds();
-  stats.verify_time += cycle_.verify_seconds();
-  stats.sample_time += cycle_.sample_seconds();
+  stats.verify_time += output.verify_time;
+  stats.sample_time += output.sample_time;
 
   sequence.tokens.insert(sequence.tokens.end(), output.tokens.begin(), output.tokens.end());
   sequence.target_cached = result.target_cached;

@@ -45,6 +45,7 @@ struct Output {
   std::vector<float> logprobs;                         // one per token when asked for
   std::vector<std::vector<TopLogprob>> top_logprobs;   // k per token when asked for
   int tau = 0, accepted = 0;
+  double verify_time = 0, sample_time = 0;             // of the cycle, in seconds; all its requests shared the pass
   FinishReason finish = FinishReason::none;
   int stop_token = -1;                                 // the stop id that ended it, or
   std::string stop_string;                             // the stop string

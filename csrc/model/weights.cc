@@ -4,7 +4,7 @@
 
 namespace paceline {
 
-Weights::Weights(std::shared_ptr<Backend> backend, const ModelConfig& config, DType dtype, std::string path, Buffer packed)
+Weights::Weights(std::shared_ptr<Backend> backend, const ModelConfig& config, DType dtype, std::string path, std::optional<Buffer> packed)
     : backend_(std::move(backend)), config_(validated(config)), dtype_(dtype), path_(std::move(path)), layers_(config.num_layers) {
   require(dtype != DType::fp16, "[Weights] dtype must be fp32, bf16, int8, int4 or int4_g32, got fp16");
   backend_->matrix_bytes(1, 16, dtype);  // a format the backend lacks is refused by its own name, not as the embedding's
@@ -20,9 +20,9 @@ Weights::Weights(std::shared_ptr<Backend> backend, const ModelConfig& config, DT
   }
 
   const size_t size = places_.back().offset + places_.back().bytes;
-  if (packed.bytes()) {
-    if (packed.bytes() != size) throw ModelFileError(message(path_, ": expected ", size, " bytes of packed weights, found ", packed.bytes()));
-    packed_ = backend_->adopt(std::move(packed));
+  if (packed) {
+    if (packed->bytes() != size) throw ModelFileError(message(path_, ": expected ", size, " bytes of packed weights, found ", packed->bytes()));
+    packed_ = backend_->adopt(std::move(*packed));
     for (size_t i = 0; i < expected_.size(); ++i) pending_[i].rows = expected_[i].shape[0];
     num_loaded_ = expected_.size();
   } else {

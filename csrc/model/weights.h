@@ -3,6 +3,7 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -22,7 +23,7 @@ class Weights {
  public:
   // dtype: any but fp16. path is only used in messages. packed: what packed() of equal weights was, in host memory; nothing is then
   // left to load. Throws ModelFileError when it has another size.
-  Weights(std::shared_ptr<Backend> backend, const ModelConfig& config, DType dtype, std::string path, Buffer packed = {});
+  Weights(std::shared_ptr<Backend> backend, const ModelConfig& config, DType dtype, std::string path, std::optional<Buffer> packed = {});
 
   struct Expected {
     std::string name;

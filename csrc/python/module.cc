@@ -1,7 +1,9 @@
 // The Python module: convert, release the GIL, map errors. No logic; python/paceline/_core.pyi is its contract.
+#include <cxxabi.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <unistd.h>
 
 #include "core/checksum.h"
 #include "engine.h"
@@ -12,6 +14,44 @@ using namespace paceline;
 
 namespace {
 
+// Once the interpreter is being finalised, Python ends every other thread that asks for the GIL: up to 3.13 by pthread_exit, whose
+// unwinding would leave our guards' destructors (std::terminate), or run destructors of Python objects without the GIL. Such a thread
+// stops here instead, with all it holds, until the process is gone: what Python 3.14 does itself.
+template <class Take>
+void take_gil(Take take) noexcept {
+  try {
+    take();
+  } catch (abi::__forced_unwind&) {
+    for (;;) pause();
+  }
+}
+
+// The scope of a long call: other Python threads run meanwhile.
+class Unlocked {
+ public:
+  Unlocked() : state_(PyEval_SaveThread()) {}
+  ~Unlocked() { take_gil([this] { PyEval_RestoreThread(state_); }); }
+  Unlocked(const Unlocked&) = delete;
+  Unlocked& operator=(const Unlocked&) = delete;
+
+ private:
+  PyThreadState* state_;
+};
+
+// The scope of a touch of Python's objects, by whoever does not know whether it has the GIL.
+class Locked {
+ public:
+  Locked() {
+    take_gil([this] { state_ = PyGILState_Ensure(); });
+  }
+  ~Locked() { PyGILState_Release(state_); }
+  Locked(const Locked&) = delete;
+  Locked& operator=(const Locked&) = delete;
+
+ private:
+  PyGILState_STATE state_;
+};
+
 // An object whose destructor joins threads or frees gigabytes lets other Python threads run meanwhile. The last reference
 // may also go where the GIL is not held: inside another such destructor, or a call that outlived `close`.
 template <class T>
@@ -21,7 +61,7 @@ struct UnlockedDelete {
       delete object;
       return;
     }
-    py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     delete object;
   }
 };
@@ -43,7 +83,7 @@ void load(Weights& weights, const std::string& name, const std::string& dtype, c
   const TensorView view{name, dtype_of(dtype), shape, data.data()};
   require(size_t(data.nbytes()) == view.size() * size_of(view.dtype), "[Weights] ", name, ": ", describe(shape), " of ", dtype, " is ",
           view.size() * size_of(view.dtype), " bytes, got ", data.nbytes());
-  py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   weights.load(view, first_row);
 }
 
@@ -51,7 +91,7 @@ void load(Weights& weights, const std::string& name, const std::string& dtype, c
 Buffer buffer_of(const py::array_t<uint8_t, py::array::c_style>& array) {
   auto* owner = new py::object(array);
   return Buffer(const_cast<uint8_t*>(array.data()), size_t(array.nbytes()), [owner](void*) {
-    py::gil_scoped_acquire locked;
+    const Locked locked;
     delete owner;
   });
 }
@@ -59,7 +99,7 @@ Buffer buffer_of(const py::array_t<uint8_t, py::array::c_style>& array) {
 uint64_t checksum_of(const py::array_t<uint8_t, py::array::c_style>& data) {
   const char* memory = reinterpret_cast<const char*>(data.data());
   const size_t bytes = size_t(data.nbytes());
-  py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   return checksum(memory, bytes);
 }
 
@@ -81,7 +121,7 @@ std::vector<std::vector<std::pair<int, float>>> top_logprobs(const Output& outpu
 py::array_t<float> verify(Engine& engine, const std::vector<int32_t>& prefix, const std::vector<int32_t>& drafts) {
   std::vector<float> logprobs;
   {
-    py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     logprobs = engine.verify(prefix, drafts);
   }
   return py::array_t<float>({py::ssize_t(drafts.size() + 1), py::ssize_t(engine.target_vocab_size())}, logprobs.data());
@@ -102,7 +142,7 @@ void step(const EngineHandle& self, const py::dict& outputs) {
   const auto engine = self.open();
   std::vector<Output> all;
   {
-    py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     all = engine->step();
   }
   for (Output& output : all) {
@@ -119,7 +159,7 @@ void bind_loading(py::module_& m) {
              return BackendHandle{shared(make_cpu_backend(num_threads, level).release())};
            }), "num_threads"_a, "level"_a)
       .def_static("load", [](const std::string& path, int device) {
-             py::gil_scoped_release unlocked;
+             const Unlocked unlocked;
              return BackendHandle{shared(load_backend(path, device).release())};
            }, "path"_a, "device"_a)
       .def("free_bytes", [](const BackendHandle& self) { return self.backend->free_bytes(); })
@@ -139,7 +179,7 @@ void bind_loading(py::module_& m) {
   py::class_<Weights, std::shared_ptr<Weights>>(m, "Weights")
       .def(py::init([](const BackendHandle& backend, const ModelConfig& config, const std::string& dtype, const std::string& path,
                        const std::optional<py::array_t<uint8_t, py::array::c_style>>& packed) {
-             return shared(new Weights(backend.backend, config, dtype_of(dtype), path, packed ? buffer_of(*packed) : Buffer()));
+             return shared(new Weights(backend.backend, config, dtype_of(dtype), path, packed ? std::optional(buffer_of(*packed)) : std::nullopt));
            }), "backend"_a, "config"_a, "dtype"_a, "path"_a, "packed"_a = py::none())
       .def("expected", [](const Weights& self) {
              std::vector<std::pair<std::string, std::vector<int64_t>>> all;
@@ -200,6 +240,8 @@ void bind_requests(py::module_& m) {
       .def_property_readonly("top_logprobs", &top_logprobs)
       .def_readonly("tau", &Output::tau)
       .def_readonly("accepted", &Output::accepted)
+      .def_readonly("verify_time", &Output::verify_time)
+      .def_readonly("sample_time", &Output::sample_time)
       .def_property_readonly("finish_reason", [](const Output& self) { return name_of(self.finish); })
       .def_property_readonly("stop_reason", &stop_reason)
       .def_readonly("error", &Output::error)
@@ -215,7 +257,7 @@ void bind_engine(py::module_& m) {
   py::class_<EngineHandle>(m, "Engine")
       .def(py::init([](const BackendHandle& backend, std::shared_ptr<Weights> target, std::shared_ptr<Weights> draft,
                        const EngineOptions& options) {
-             py::gil_scoped_release unlocked;
+             const Unlocked unlocked;
              return EngineHandle{shared(new Engine(backend.backend, std::move(target), std::move(draft), options))};
            }), "backend"_a, "target"_a, "draft"_a, "options"_a)
       .def("check", [](const EngineHandle& self, const std::vector<int32_t>& prompt, const RequestParams& params) {

@@ -123,6 +123,8 @@ class Output:
     top_logprobs: list[list[tuple[int, float]]]
     tau: int
     accepted: int
+    verify_time: float
+    sample_time: float
     finish_reason: Literal["", "stop", "length", "cancelled", "error"]
     stop_reason: int | bytes | None
     error: str

@@ -53,8 +53,10 @@ class Engine:
         num_threads: None: one per core this process may use.
         weights_cache: a directory for packed weights, some gigabytes per model and dtype: the next start maps them and checks every
             block, instead of packing the checkpoint again. "auto": paceline in $XDG_CACHE_HOME, or else in ~/.cache. None: no such file.
-            A file that is damaged, cut short or of another checkpoint is written anew, and one that cannot be written is done without;
-            info["notes"] says so. Nothing deletes old files.
+            A file that is damaged or cut short is written anew, and one that cannot be written is done without; info["notes"] says so.
+            A checkpoint that changed gets a file of its own and the old one stays: delete the directory whenever you like. Only what
+            writers left unfinished is removed by a later one, after a day. An engine's file may be removed or replaced while it is in
+            use, but shortening or overwriting it in place ends the process (SIGBUS) or changes the weights.
         warmup: run one verification pass now, so that the first request does not pay for first touches of memory.
 
         Raises ValueError (arguments), ModelFileError (files), CapacityError (memory), RuntimeError (device).

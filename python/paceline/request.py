@@ -38,6 +38,7 @@ class Request(Iterator[Chunk]):
         return Chunk(
             text=text, token_ids=token_ids, logprobs=None if self.params.logprobs is None else logprobs_of(output),
             num_draft_tokens=output.tau, num_accepted_draft_tokens=output.accepted,
+            verify_time=output.verify_time, sample_time=output.sample_time,
             finish_reason=output.finish_reason or None, stop_reason=stop.decode() if isinstance(stop, bytes) else stop,
             stats=Stats._of(output.stats) if output.stats else None)
 

@@ -81,6 +81,10 @@ class Chunk:
     """One per token, when asked for."""
     num_draft_tokens: int
     num_accepted_draft_tokens: int
+    verify_time: float
+    """Seconds of the target's pass in this cycle, over num_draft_tokens + 1 rows of this request and whatever else shared it."""
+    sample_time: float
+    """Seconds of choosing and judging in this cycle."""
     finish_reason: FinishReason | None
     """None while the stream goes on."""
     stop_reason: int | str | None

@@ -5,6 +5,7 @@
 #include <xmmintrin.h>
 
 #include <atomic>
+#include <filesystem>
 #include <set>
 
 #include "backend/cpu/thread_pool.h"
@@ -348,24 +349,72 @@ TEST(the_pool_runs_every_thread_once_and_its_barrier_holds) {
   CHECK(cpu::ThreadPool(0).num_threads() == cpu::ThreadPool::usable_threads());
 }
 
+cpu_set_t only(int cpu) {
+  cpu_set_t one;
+  CPU_ZERO(&one);
+  CPU_SET(cpu, &one);
+  return one;
+}
+
+cpu_set_t cores_of(int thread) {
+  cpu_set_t set;
+  CHECK(sched_getaffinity(thread, sizeof set, &set) == 0);
+  return set;
+}
+
+std::vector<int> list_of(const cpu_set_t& set) {
+  std::vector<int> cpus;
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu)
+    if (CPU_ISSET(cpu, &set)) cpus.push_back(cpu);
+  return cpus;
+}
+
+// The core of each thread of the pool when a caller that keeps to `cpu` runs it.
+std::vector<int> cores_when_called_on(int cpu, cpu::ThreadPool& pool) {
+  std::vector<int> cpu_of(pool.num_threads());
+  const cpu_set_t own = only(cpu);
+  cpu_set_t after = {};
+  std::thread caller([&] {
+    sched_setaffinity(0, sizeof own, &own);
+    pool.run([&](int thread, int) { cpu_of[thread] = sched_getcpu(); });
+    sched_getaffinity(0, sizeof after, &after);
+  });
+  caller.join();
+  CHECK(CPU_EQUAL(&after, &own), "the caller's affinity is the caller's");
+  return cpu_of;
+}
+
 // On one core the pool has nobody to pin; then the test says less.
 TEST(a_pool_of_all_cores_gives_each_thread_one_wherever_the_caller_goes) {
-  cpu_set_t callers, one;
-  CHECK(sched_getaffinity(0, sizeof callers, &callers) == 0);
-  cpu::ThreadPool pool(CPU_COUNT(&callers));
-  std::vector<int> cpu_of(pool.num_threads());
+  const std::vector<int> cpus = list_of(cores_of(0));
+  cpu::ThreadPool pool(int(cpus.size()));
   for (int round = 0; round < 20; ++round)
-    for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
-      if (!CPU_ISSET(cpu, &callers)) continue;
-      CPU_ZERO(&one);
-      CPU_SET(cpu, &one);
-      sched_setaffinity(0, sizeof one, &one);
-      pool.run([&](int thread, int) { cpu_of[thread] = sched_getcpu(); });
+    for (int cpu : cpus) {
+      const std::vector<int> cpu_of = cores_when_called_on(cpu, pool);
       CHECK(cpu_of[0] == cpu);
       CHECK(std::set<int>(cpu_of.begin(), cpu_of.end()).size() == cpu_of.size(), "caller on core ", cpu);
     }
-  CHECK(sched_getaffinity(0, sizeof one, &one) == 0 && CPU_COUNT(&one) == 1, "the caller's affinity is the caller's");
-  sched_setaffinity(0, sizeof callers, &callers);
+}
+
+// From outside, as taskset -ap does it: all threads to the same cores, be it one of them, whose worker already has just that, or all.
+TEST(a_pool_whose_threads_are_placed_by_others_leaves_them_there) {
+  const cpu_set_t all = cores_of(0);
+  std::vector<cpu_set_t> placements = {all};
+  for (int cpu : list_of(all)) placements.push_back(only(cpu));
+  for (const cpu_set_t& placement : placements) {
+    cpu::ThreadPool pool(CPU_COUNT(&all));
+    cores_when_called_on(list_of(all)[0], pool);
+    std::vector<int> threads;
+    for (const auto& entry : std::filesystem::directory_iterator("/proc/self/task")) threads.push_back(std::stoi(entry.path().filename()));
+    for (int thread : threads) sched_setaffinity(thread, sizeof placement, &placement);
+    for (int round = 0; round < 2; ++round)
+      for (int cpu : list_of(placement)) cores_when_called_on(cpu, pool);
+    for (int thread : threads) {
+      const cpu_set_t now = cores_of(thread);
+      CHECK(CPU_EQUAL(&now, &placement), CPU_COUNT(&placement), " cores given, ", CPU_COUNT(&now), " found");
+    }
+    sched_setaffinity(0, sizeof all, &all);
+  }
 }
 
 TEST(an_unknown_level_or_thread_count_is_refused_by_name) {

@@ -89,6 +89,9 @@ def test_a_stream_is_the_result_in_pieces(engine, sampling):
     last = chunks[-1]
     assert (last.finish_reason, last.stop_reason, last.stats.num_tokens) == (result.finish_reason, result.stop_reason, len(result.token_ids))
     assert sum(chunk.num_accepted_draft_tokens for chunk in chunks) == result.stats.num_accepted_draft_tokens
+    for part in ("verify_time", "sample_time"):
+        assert all(getattr(chunk, part) > 0 for chunk in chunks)
+        assert sum(getattr(chunk, part) for chunk in chunks) == pytest.approx(getattr(last.stats, part))
 
 
 def test_a_stop_string_ends_the_text_before_it(engine):
@@ -337,3 +340,28 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), len(engine.generate("a
 def test_a_forked_child_is_told_and_the_parent_goes_on():
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", FORKED], capture_output=True, text=True, timeout=60, env=os.environ)
     assert done.stdout.split() == ["7", "2"], done.stderr
+
+
+ENDED = """
+import threading, time, paceline
+engine = paceline.Engine(*paceline.demo_pair(), num_threads=2)
+under_way = threading.Event()
+
+def work():
+    while True:
+        engine.generate("a", max_tokens=2)
+        under_way.set()
+
+class Finalisation:
+    def __del__(self, sleep=time.sleep):
+        sleep(1)  # time for a call under way to return to an interpreter that is going away
+
+last = Finalisation()
+threading.Thread(target=work, daemon=True).start()
+under_way.wait()
+"""
+
+
+def test_the_interpreter_ends_while_a_daemon_thread_generates():
+    done = subprocess.run([sys.executable, "-c", ENDED], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

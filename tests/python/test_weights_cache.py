@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import shutil
+import time
 
 import numpy as np
 import paceline
@@ -99,6 +100,41 @@ def test_a_mapped_file_may_be_replaced_or_removed(checkpoint, tmp_path):
         assert np.array_equal(engine.verify([5], [7, 8]).logprobs, want)
 
 
+def test_a_checkpoint_that_changes_under_a_start_leaves_no_file(checkpoint, tmp_path, monkeypatch):
+    """Its header was read before the change, its weights after it: neither key fits them."""
+    def replaced(*arguments):
+        weights = load_weights(*arguments)
+        shutil.copyfile(checkpoint / "model.safetensors", checkpoint / "other")
+        os.replace(checkpoint / "other", checkpoint / "model.safetensors")
+        return weights
+
+    monkeypatch.setattr(weights_cache, "load_weights", replaced)
+    notes = answer(checkpoint, tmp_path / "cache")[1]
+    assert len(notes) == 1 and "is not written" in notes[0] and "model.safetensors changed while it was read" in notes[0]
+    assert not (tmp_path / "cache").exists()
+
+
+def test_the_key_is_of_the_time_when_headers_were_read(checkpoint, tmp_path, monkeypatch):
+    files, backend = read_config(checkpoint), _core.Backend(1, "")
+    load_cached_weights(tmp_path, backend, files, "int8")
+    (path,) = tmp_path.glob("*.packed")
+    os.utime(checkpoint / "model.safetensors", ns=(1, 1))
+    forbid_packing(monkeypatch)
+    assert load_cached_weights(tmp_path, backend, files, "int8")[1] is None
+    monkeypatch.undo()
+    load_cached_weights(tmp_path, backend, read_config(checkpoint), "int8")
+    assert len(list(tmp_path.glob("*.packed"))) == 2 and path.exists()
+
+
+def test_leftovers_of_killed_writers_go_after_a_day(checkpoint, tmp_path):
+    names = {"old.packed.part": 86_500, "young.packed.part": 86_000, "old.part": 86_500, "old.packed": 86_500}
+    for name, age in names.items():
+        (tmp_path / name).write_bytes(b"")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    load_cached_weights(tmp_path, _core.Backend(1, ""), read_config(checkpoint), "int8")
+    assert {name for name in names if (tmp_path / name).exists()} == names.keys() - {"old.packed.part"}
+
+
 def test_a_directory_that_cannot_be_written_is_a_note(checkpoint, tmp_path):
     (tmp_path / "file").write_text("")
     notes = answer(checkpoint, tmp_path / "file" / "cache")[1]
@@ -112,6 +148,18 @@ def test_a_writer_that_fails_leaves_nothing(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", full)
     assert "No space left" in answer(checkpoint, tmp_path / "cache")[1][0]
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_bad_file_that_cannot_be_written_anew_has_both_reasons(checkpoint, tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    answer(checkpoint, tmp_path / "cache")
+    (path,) = (tmp_path / "cache").iterdir()
+    path.write_bytes(b"")
+    monkeypatch.setattr(os, "fsync", full)
+    (note,) = answer(checkpoint, tmp_path / "cache")[1]
+    assert "cannot be mapped" in note and "cannot be written: No space left" in note
 
 
 def _start(checkpoint, cache, results):
@@ -143,8 +191,9 @@ def test_packed_weights_of_another_size_are_refused(checkpoint):
     config = read_config(checkpoint)
     backend = _core.Backend(1, "")
     packed = load_weights(backend, config, "int8").packed()
-    with pytest.raises(paceline.ModelFileError, match="bytes of packed weights"):
-        _core.Weights(backend, weights_cache.core_config(config), "int4", "here", packed)
+    for wrong in (packed, packed[:-1], packed[:0]):
+        with pytest.raises(paceline.ModelFileError, match=f"bytes of packed weights, found {len(wrong)}$"):
+            _core.Weights(backend, weights_cache.core_config(config), "int4", "here", wrong)
 
 
 LAYOUTS = {"fp32": 2968104669658603824, "bf16": 7117818003802612916, "int8": 18085116682782540089, "int4": 13053682434216451110,

@@ -40,11 +40,22 @@ int cgroup_quota() {
   return int((quota + period - 1) / period);
 }
 
-void pin_to(std::thread& thread, int cpu) {
+cpu_set_t only(int cpu) {
   cpu_set_t one;
   CPU_ZERO(&one);
   CPU_SET(cpu, &one);
+  return one;
+}
+
+void pin_to(std::thread& thread, int cpu) {
+  const cpu_set_t one = only(cpu);
   pthread_setaffinity_np(thread.native_handle(), sizeof one, &one);  // a wish: where it is refused the thread stays where it may be
+}
+
+bool is_pinned_to(std::thread& thread, int cpu) {
+  cpu_set_t set;
+  const cpu_set_t one = only(cpu);
+  return pthread_getaffinity_np(thread.native_handle(), sizeof set, &set) == 0 && CPU_EQUAL(&set, &one);
 }
 
 // Threads made in this scope take no signals: those belong to the program we live in.
@@ -95,12 +106,21 @@ void ThreadPool::pin() {
   for (int thread = 1; thread < num_threads_; ++thread) pin_to(workers_[thread - 1], cpus_[thread]);
 }
 
-// The caller is not ours to pin, and wherever it turns up it is needed there: the worker of that core takes the one it left.
+// The caller is not ours to pin, and wherever it turns up it is needed there: the worker of that core takes the one it left. Unless
+// somebody else has begun to place this process's threads (taskset -ap, a cpuset): then cpus_ is a memory of what was allowed, and
+// pinning is over. The worker's own set tells, except where everybody was confined to the very core it had; then the main thread's does.
 void ThreadPool::make_way() {
   const auto here = std::find(cpus_.begin(), cpus_.end(), sched_getcpu());
   if (here == cpus_.begin() || here == cpus_.end()) return;
+  std::thread& worker = workers_[here - cpus_.begin() - 1];
+  if (!is_pinned_to(worker, *here) || !process_may_use(cpus_[0])) return cpus_.clear();
   std::swap(*here, cpus_[0]);
-  pin_to(workers_[here - cpus_.begin() - 1], *here);
+  pin_to(worker, *here);
+}
+
+bool ThreadPool::process_may_use(int cpu) const {
+  cpu_set_t set;
+  return sched_getaffinity(process_, sizeof set, &set) == 0 && CPU_ISSET(cpu, &set);
 }
 
 ThreadPool::~ThreadPool() { stop(); }

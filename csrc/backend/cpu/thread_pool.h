@@ -41,11 +41,12 @@ class ThreadPool {
   void stop();
   void pin();
   void make_way();
+  bool process_may_use(int cpu) const;
 
   int num_threads_ = 1;
   int process_;  // that made the threads: a forked child has none of them to wait for
   std::vector<std::thread> workers_;
-  std::vector<int> cpus_;  // of the threads, the caller's where it was last seen; empty: nobody is pinned
+  std::vector<int> cpus_;  // of the threads, the caller's where it was last seen; empty: nobody is pinned by us, or not any more
   Call call_ = nullptr;
   void* context_ = nullptr;
   alignas(64) std::atomic<uint32_t> started_{0};   // counts calls; workers wait for it to change

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from paceline import _core
 from paceline._core import ModelFileError
 from paceline.loading.config import ModelConfig, config_of
-from paceline.loading.safetensors import StoredTensor, read_header
+from paceline.loading.safetensors import FileState, StoredTensor, read_header
 from paceline.loading.strict_json import read_json
 
 DTYPES = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
@@ -33,6 +33,11 @@ class Checkpoint:
     sliding_window: int | None
     """Positions that some layer looks back at most; None when all see everything."""
     tensors: Mapping[str, StoredTensor]
+
+    @property
+    def files(self) -> dict[Path, FileState]:
+        """Of the tensors, as they were when their headers were read."""
+        return {tensor.file: tensor.state for tensor in self.tensors.values()}
 
     @property
     def dtype(self) -> str:

@@ -10,7 +10,7 @@ import os
 import stat
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors
 
@@ -25,11 +25,25 @@ ITEM_SIZES = {
     "U64": 8, "I64": 8, "F64": 8}
 
 
+class FileState(NamedTuple):
+    """What tells that a file is no longer the one that was read."""
+
+    size: int
+    mtime_ns: int
+    inode: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> "FileState":
+        return cls(status.st_size, status.st_mtime_ns, status.st_ino)
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class StoredTensor:
     """Where a tensor lies."""
 
     file: Path
+    state: FileState
+    """The file's, when its header was read."""
     dtype: str
     """As the file spells it."""
     shape: tuple[int, ...]
@@ -48,7 +62,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise ModelFileError(f"{path}: expected a regular file, found something else")
-        tensors = _parse(path, descriptor, status.st_size)
+        tensors = _parse(path, descriptor, FileState.of(status))
     finally:
         os.close(descriptor)
     try:
@@ -61,7 +75,8 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def _parse(path: Path, descriptor: int, file_size: int) -> dict[str, StoredTensor]:
+def _parse(path: Path, descriptor: int, state: FileState) -> dict[str, StoredTensor]:
+    file_size = state.size
     if file_size < 8:
         raise ModelFileError(f"{path}: expected at least 8 bytes, found {file_size}")
     (size,) = struct.unpack("<Q", os.pread(descriptor, 8, 0))
@@ -75,7 +90,7 @@ def _parse(path: Path, descriptor: int, file_size: int) -> dict[str, StoredTenso
     if len(entries) > MAX_TENSORS:
         raise ModelFileError(f"{path}: expected at most {MAX_TENSORS} tensors, found {len(entries)}")
     start = 8 + size
-    tensors = {name: _tensor(path, name, entry, start, file_size) for name, entry in entries.items()}
+    tensors = {name: _tensor(path, name, entry, start, state) for name, entry in entries.items()}
     _check_coverage(path, tensors, start, file_size)
     return tensors
 
@@ -85,7 +100,7 @@ def _check_metadata(path: Path, metadata: object) -> None:
         raise ModelFileError(f"{path}: expected __metadata__ to map strings to strings, found something else")
 
 
-def _tensor(path: Path, name: str, entry: Any, start: int, file_size: int) -> StoredTensor:
+def _tensor(path: Path, name: str, entry: Any, start: int, state: FileState) -> StoredTensor:
     def refuse(expected: str, found: object) -> ModelFileError:
         return ModelFileError(f"{path}: tensor {name[:100]}: expected {expected}, found {str(found)[:100]}")
 
@@ -96,12 +111,12 @@ def _tensor(path: Path, name: str, entry: Any, start: int, file_size: int) -> St
         raise refuse("a known dtype", dtype)
     if not isinstance(shape, list) or len(shape) > MAX_RANK or not all(_is_int(d, 1, 2**40) for d in shape):
         raise refuse(f"a shape of at most {MAX_RANK} positive sizes", shape)
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_int(o, 0, file_size) for o in offsets):
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_int(o, 0, state.size) for o in offsets):
         raise refuse("two data_offsets inside the file", offsets)
     nbytes = math.prod(shape) * ITEM_SIZES[dtype]
     if offsets[1] - offsets[0] != nbytes:
         raise refuse(f"data_offsets of {nbytes} bytes for {dtype} {shape}", offsets)
-    return StoredTensor(path, dtype, tuple(shape), start + offsets[0], nbytes)
+    return StoredTensor(path, state, dtype, tuple(shape), start + offsets[0], nbytes)
 
 
 def _is_int(value: object, least: int, most: int) -> bool:

@@ -4,17 +4,21 @@
     checksums  of every block of the weights, little-endian uint64, and a last one of header and checksums
     weights    at the next multiple of 4096, as the backend wants them
 
-The key names everything the bytes depend on: version, dtype, config, and each tensor's file by path, size and time. A file
-appears whole or not at all (written beside, flushed, renamed); whoever maps it keeps its bytes when another takes its place. What is cut
-short, damaged or of another key is not used, and written anew.
+The key names everything the bytes depend on: version, dtype, config, and each tensor's file by path, size, time and inode as they were
+when its header was read; nothing is written when that is no longer so after loading. A file appears whole or not at all (written beside,
+flushed, renamed), and what is cut short, damaged or of another key when a start maps it is not used, but written anew. While it is mapped
+it may be removed or replaced by another, which leaves the mapped bytes alone; shortening or overwriting it in place changes the weights
+in use or ends the process with SIGBUS.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import mmap
 import os
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,10 +27,14 @@ from numpy.typing import NDArray
 
 from paceline import _core
 from paceline.loading.checkpoint import Checkpoint, core_config, load_weights
+from paceline.loading.safetensors import FileState
 
 FORMAT = 1
 HEADER = 256
 BLOCK = 4 << 20
+PART = ".packed.part"
+"""How the name of a file ends that is still being written."""
+DAY = 86_400
 
 
 def default_directory() -> Path:
@@ -41,19 +49,20 @@ def load_cached_weights(directory: Path, backend: _core.Backend, checkpoint: Che
     if packed is not None:
         return _core.Weights(backend, core_config(checkpoint), dtype, str(path), packed), None
     weights = load_weights(backend, checkpoint, dtype)
+    found = f"{why} and " if why else ""
     try:
+        changed = next((file for file, state in checkpoint.files.items() if FileState.of(file.stat()) != state), None)
+        if changed is not None:
+            return weights, f"weights_cache: {path} {found}is not written: {changed} changed while it was read"
         _write(path, key, weights.packed())
     except OSError as error:
-        return weights, f"weights_cache: {path} cannot be written: {error.strerror}"
+        return weights, f"weights_cache: {path} {found}cannot be written: {error.strerror}"
     return weights, why and f"weights_cache: {path} {why}; written anew"
 
 
 def _key(checkpoint: Checkpoint, dtype: str) -> str:
-    files = sorted({tensor.file for tensor in checkpoint.tensors.values()})
     parts = [FORMAT, dtype, dataclasses.asdict(checkpoint.config)]
-    for file in files:
-        status = file.stat()
-        parts.append([str(file.resolve()), status.st_size, status.st_mtime_ns, status.st_ino])
+    parts += [[str(file.resolve()), *state] for file, state in sorted(checkpoint.files.items())]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -101,7 +110,8 @@ def _write(path: Path, key: str, packed: NDArray[np.uint8]) -> None:
     front = _header(key, len(packed)) + _checksums(packed).astype("<u8").tobytes()
     front += _core.checksum(np.frombuffer(front, np.uint8)).to_bytes(8, "little")
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=path.stem, suffix=".part", dir=path.parent)
+    _remove_leftovers(path.parent)
+    descriptor, name = tempfile.mkstemp(prefix=path.stem, suffix=PART, dir=path.parent)
     try:
         with open(descriptor, "wb") as file:
             file.write(front.ljust(begin, b"\0"))
@@ -112,3 +122,11 @@ def _write(path: Path, key: str, packed: NDArray[np.uint8]) -> None:
     except BaseException:
         os.unlink(name)
         raise
+
+
+def _remove_leftovers(directory: Path) -> None:
+    """Of writers that were killed: nobody has added to them for a day."""
+    for part in directory.glob("*" + PART):
+        with contextlib.suppress(OSError):  # somebody else's, or already gone
+            if time.time() - part.stat().st_mtime > DAY:
+                part.unlink()

@@ -56,7 +56,7 @@ struct Queries {
 
 // How the elements of a page are read. A step is the part of the head dimension that lies together for 16 positions.
 struct Fp32 {
-  static constexpr int kStep = 1, kBytes = 4;
+  static constexpr int kStep = 1;
   template <int Q, int V>
   static void step(const char* keys, const Query* query, int step, F32 (&sum)[Q][V]) {
     const float* k = reinterpret_cast<const float*>(keys) + size_t(step) * kPage;
@@ -74,7 +74,7 @@ struct Fp32 {
 };
 
 struct Bf16 {
-  static constexpr int kStep = 2, kBytes = 2;
+  static constexpr int kStep = 2;
   template <int Q, int V>
   static void step(const char* keys, const Query* query, int step, F32 (&sum)[Q][V]) {
     const uint32_t* k = reinterpret_cast<const uint32_t*>(keys) + size_t(step) * kPage;
