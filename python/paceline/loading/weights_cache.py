@@ -51,7 +51,7 @@ def load_cached_weights(directory: Path, backend: _core.Backend, checkpoint: Che
     weights = load_weights(backend, checkpoint, dtype)
     found = f"{why} and " if why else ""
     try:
-        changed = next((file for file, state in checkpoint.files.items() if FileState.of(file.stat()) != state), None)
+        changed = next((file for file, state in checkpoint.files.items() if _state(file) != state), None)
         if changed is not None:
             return weights, f"weights_cache: {path} {found}is not written: {changed} changed while it was read"
         _write(path, key, weights.packed())
@@ -64,6 +64,13 @@ def _key(checkpoint: Checkpoint, dtype: str) -> str:
     parts = [FORMAT, dtype, dataclasses.asdict(checkpoint.config)]
     parts += [[str(file.resolve()), *state] for file, state in sorted(checkpoint.files.items())]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _state(file: Path) -> FileState | None:
+    try:
+        return FileState.of(file.stat())
+    except OSError:
+        return None
 
 
 def _header(key: str, nbytes: int) -> bytes:
