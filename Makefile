@@ -30,7 +30,7 @@ demo: .venv/installed
 test: cpp-test python-test
 
 cpp-test: build/test/built
-	$(CTEST) --test-dir build/test --output-on-failure
+	$(CTEST) --test-dir build/test --output-on-failure -j $(JOBS)
 
 python-test: .venv/installed .venv/test build/test/built
 	$(BIN)/mypy --strict python/paceline
@@ -38,7 +38,7 @@ python-test: .venv/installed .venv/test build/test/built
 
 # Statistics with few texts: the sanitizers need every path, not the power.
 asan: build/asan/built
-	PACELINE_LAW_N=5000 $(CTEST) --test-dir build/asan --output-on-failure
+	PACELINE_LAW_N=5000 $(CTEST) --test-dir build/asan --output-on-failure -j $(JOBS)
 
 mutants: .venv/build
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/cpp/mutants.py
