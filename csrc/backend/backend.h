@@ -63,6 +63,7 @@ struct Rows {
   int32_t* slot;            // [capacity]
   int32_t* position;        // [capacity] index of `token` in its sequence
   int32_t* token;           // [capacity]
+  int positions = 1 << 30;  // every live row's position is below it: what the host knows, for the size of launches
 };
 
 // One layer's K and V of every sequence, in pages. Layout inside a page belongs to the backend.

@@ -1,28 +1,46 @@
 #include "decode/cycle.h"
 
+#include <algorithm>
+
 namespace paceline {
+namespace {
+
+constexpr int kShortContext = 2048;  // positions of the first tier
+
+// least, 4 least, 16 least ... and most: few graphs, and what one launches is at most four times what is there.
+std::vector<int> tiers(int least, int most) {
+  std::vector<int> all;
+  for (; least < most; least *= 4) all.push_back(least);
+  all.push_back(most);
+  return all;
+}
+
+}  // namespace
 
 // One cycle of speculative decoding (Leviathan et al. 2023, arXiv:2211.17192, Alg. 1; Daliri et al. 2024, arXiv:2408.07978
 // for `coupled`). Nothing is read back and no branch depends on data: a slot that drafts less than tau simply has fewer rows.
 // Plain decoding is tau = 0 of this very line.
-void Cycle::enqueue(int tau, const Results& to) {
+void Cycle::enqueue(const Shape& shape, const Results& to) {
+  const int tau = shape.tau;
   backend_.timestamp(to.stamps + 0);
   backend_.begin_cycle(state_);
 
   // 1. The draft proposes tau tokens, one at a time. Its first pass also feeds the row it lacks after full acceptance.
   for (int step = 0; step < tau; ++step) {
     const SpanScope span(backend_, Span::draft, step);
-    backend_.plan_draft(state_, step, draft_rows_.rows());
-    draft_->forward(draft_rows_.rows(), state_.draft_logits + size_t(state_.draft_logits_row(step)) * state_.draft_vocab_size);
+    const Rows rows = shape.bound(draft_rows_.rows(), step == 0 ? 2 : 1);
+    backend_.plan_draft(state_, step, rows);
+    draft_->forward(rows, state_.draft_logits + size_t(state_.draft_logits_row(step)) * state_.draft_vocab_size);
     backend_.sample_draft(state_, step);
   }
   backend_.timestamp(to.stamps + 1);
 
   // 2. The target scores all tau + 1 positions in one pass.
   {
-    const SpanScope span(backend_, Span::verify, verify_rows_.capacity());
-    backend_.plan_verify(state_, verify_rows_.rows());
-    target_.forward(verify_rows_.rows(), target_logits_);
+    const Rows rows = shape.bound(verify_rows_.rows(), tau + 1);
+    const SpanScope span(backend_, Span::verify, rows.capacity);
+    backend_.plan_verify(state_, rows);
+    target_.forward(rows, target_logits_);
   }
   backend_.timestamp(to.stamps + 2);
 
@@ -56,14 +74,17 @@ Cycle::Cycle(Backend& backend, Model& target, Model* draft, const Limits& limits
   state_.draft_logits = make<float>(limits.tau_max ? slots * width_ * draft_vocab : 0);
   target_logits_ = make<float>(emitted * target.vocab_size());
   finished_ = share<int64_t>(1);
+  for (int positions : tiers(kShortContext, limits.max_len + width_))
+    for (int sequences : tiers(1, limits.num_slots))
+      for (int tau = 0; tau <= limits.tau_max; ++tau) shapes_.push_back({tau, sequences, positions});
   ring_.resize(limits.in_flight);
   for (Results& results : ring_) {
     results.device = {share<CycleResult>(slots), share<int32_t>(emitted), share<float>(emitted), share<int32_t>(emitted * kMaxTopLogprobs),
                       share<float>(emitted * kMaxTopLogprobs), limits.hash_logits ? share<uint64_t>(emitted) : nullptr};
     results.stamps = share<int64_t>(4);
-    for (int tau = 0; tau <= limits.tau_max; ++tau) {
-      const SpanScope span(backend_, Span::graph_capture, tau);
-      results.graphs.push_back(backend_.capture([this, tau, &results] { enqueue(tau, results); }));
+    for (const Shape& shape : shapes_) {
+      const SpanScope span(backend_, Span::graph_capture, shape.tau);
+      results.graphs.push_back(backend_.capture([this, &shape, &results] { enqueue(shape, results); }));
     }
   }
 }
@@ -97,7 +118,17 @@ void Cycle::set_running(int slot, bool running) {
   backend_.upload(state_.running + slot, &value, sizeof value);
 }
 
-void Cycle::launch(int tau) { ring_[launched_++ % ring_.size()].graphs[tau]->launch(); }
+Rows Cycle::Shape::bound(Rows rows, int per_sequence) const {
+  rows.capacity = std::min(rows.capacity, sequences * per_sequence);
+  rows.positions = positions;
+  return rows;
+}
+
+void Cycle::launch(int tau, int sequences, int positions) {
+  const auto fits = [&](const Shape& shape) { return shape.tau == tau && shape.sequences >= sequences && shape.positions >= positions; };
+  const size_t shape = std::find_if(shapes_.begin(), shapes_.end(), fits) - shapes_.begin();
+  ring_[launched_++ % ring_.size()].graphs.at(shape)->launch();
+}
 
 void Cycle::wait() { backend_.wait_for(finished_, ++read_); }
 

@@ -30,8 +30,9 @@ class Cycle {
   void set_running(int slot, bool running);
   void set_wanted_tau(int slot, int tau);
 
-  // One cycle for all running slots, tau drafts at most: one launch, no waiting. Fewer than in_flight may be under way.
-  void launch(int tau);
+  // One cycle for the running slots, `sequences` at most: tau drafts at most, all positions below `positions`. One launch, no waiting;
+  // fewer than in_flight may be under way.
+  void launch(int tau, int sequences, int positions);
   // Until the oldest cycle under way has left its results, where the host reads them.
   void wait();
   int in_flight() const { return int(launched_ - read_); }
@@ -51,13 +52,18 @@ class Cycle {
   size_t workspace_bytes() const;
 
  private:
-  // Of one cycle, in shared memory; and the lines that write there, one per tau 0..tau_max.
+  // What the host knows of a cycle when it launches it. There is a line for each tau and for a few numbers of sequences and positions.
+  struct Shape {
+    int tau, sequences, positions;
+    Rows bound(Rows rows, int per_sequence) const;
+  };
+  // Of one cycle, in shared memory; and the lines that write there, one per shape.
   struct Results {
     CycleResults device;
     int64_t* stamps;  // [4]
     std::vector<std::unique_ptr<Graph>> graphs;
   };
-  void enqueue(int tau, const Results& to);
+  void enqueue(const Shape& shape, const Results& to);
   const Results& last() const { return ring_[(read_ - 1) % ring_.size()]; }
   template <class T>
   T* make(size_t count);
@@ -73,6 +79,7 @@ class Cycle {
   CycleState state_;
   RowsBuffer draft_rows_, verify_rows_;
   float* target_logits_;
+  std::vector<Shape> shapes_;  // in the order in which the first that fits is the smallest
   std::vector<Results> ring_;  // [in_flight]
   int64_t* finished_;          // cycles, in shared memory
   int64_t launched_ = 0, read_ = 0;

@@ -211,7 +211,7 @@ bool Scheduler::may_run_ahead() const {
 // One cycle of all whose prompt is cached. With cycles under way the host knows lengths only from both sides: pages are reserved for the
 // longest, tau is bounded by the shortest, and the device, which knows, clamps it. False: there is nobody.
 bool Scheduler::launch() {
-  int tau_max = 0;
+  int tau_max = 0, positions = 0;
   Flight flight;
   for (const auto& each : active_) {
     Sequence& sequence = *each;
@@ -225,6 +225,7 @@ bool Scheduler::launch() {
     if (sequence.sent_tau != wanted_tau(sequence)) cycle_.set_wanted_tau(sequence.slot, sequence.sent_tau = wanted_tau(sequence));
     if (!sequence.running) cycle_.set_running(sequence.slot, sequence.running = true);
     tau_max = std::max(tau_max, tau);
+    positions = std::max(positions, std::min(longest + tau + 1, sequence.end_length));
     flight.emits.emplace_back(sequence.id, tau + 1);
     ++sequence.in_flight;
     sequence.in_flight_tokens += tau + 1;
@@ -234,7 +235,7 @@ bool Scheduler::launch() {
   profile_cycle();
   target_.cache().publish();
   if (draft_) draft_->cache().publish();
-  cycle_.launch(tau_max);
+  cycle_.launch(tau_max, int(flight.emits.size()), positions);
   flights_.push_back(std::move(flight));
   return true;
 }

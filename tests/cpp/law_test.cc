@@ -237,7 +237,7 @@ TEST(controlled_law_rejection) {
     return row[token] - std::log(total);
   };
   while (done < n) {
-    cycle.launch(kTau);
+    cycle.launch(kTau, kSlots, end);
     cycle.wait();
     for (int slot = 0; slot < kSlots; ++slot) {
       const CycleResult& result = cycle.result(slot);

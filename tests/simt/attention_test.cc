@@ -87,18 +87,21 @@ class DevicePass {
       : world_(world), live_(int(rows.size())), stride_(padded(world.shape.heads) + 2 * padded(world.shape.kv_heads)),
         rows_(column(rows, &Row::slot), column(rows, &Row::position), column(rows, &Row::slot)), qkv_(queries(rows)),
         keys_(world.pages(0, rows)), values_(world.pages(1, rows)), table_(world.table()) {
+    for (const Row& row : rows) end_ = std::max(end_, row.position + 1);
     cuda::check(cudaMemcpyAsync(rows_.rows().live, &live_, sizeof live_, cudaMemcpyHostToDevice, stream()), "cudaMemcpyAsync");
   }
 
-  // What comes out for each row. Rows that do not live keep what they held.
-  std::vector<std::vector<float>> run(Split split) const {
+  // What comes out for each row. Rows that do not live keep what they held. bounded: the host knows how far positions go.
+  std::vector<std::vector<float>> run(Split split, bool bounded = false) const {
     const int q_size = world_.shape.heads * world_.shape.head_dim, capacity = rows_.rows().capacity;
     const int nodes = split == Split::pages ? world_.per_slot : (world_.per_slot + kPageGroup - 1) / kPageGroup;
     const size_t bytes = size_t(capacity) * world_.shape.heads * nodes * (world_.shape.head_dim + 2) * sizeof(float);
     Device<char> scratch(bytes);
     Device<float> out(std::vector<float>(size_t(capacity) * q_size, kUntouched));
     const KvLayer kv{keys_.data(), values_.data(), table_.data(), world_.per_slot, world_.dtype};
-    cuda::attention(stream(), rows_.rows(), qkv_.data(), world_.model(), kv, scratch.data(), bytes, out.data());
+    Rows rows = rows_.rows();
+    if (bounded) rows.positions = end_;
+    cuda::attention(stream(), rows, qkv_.data(), world_.model(), kv, scratch.data(), bytes, out.data());
     const auto got = out.read();
     for (size_t i = size_t(live_) * q_size; i < got.size(); ++i) CHECK(got[i] == kUntouched, "wrote a row that does not live");
     std::vector<std::vector<float>> all;
@@ -125,7 +128,7 @@ class DevicePass {
   }
 
   const World& world_;
-  int live_, stride_;
+  int live_, stride_, end_ = 1;
   DeviceRows rows_;
   Device<float> qkv_;
   Device<char> keys_, values_;
@@ -224,7 +227,7 @@ TEST(a_row_s_bits_are_its_own) {
       const auto rows = run_of(0, 500, 17);  // across the end of a group
       const auto all = DevicePass(world, rows).run(Split::pages);
       for (int count = 1; count < 17; ++count) {
-        const auto some = DevicePass(world, {rows.begin(), rows.begin() + count}).run(count % 2 ? Split::groups : Split::pages);
+        const auto some = DevicePass(world, {rows.begin(), rows.begin() + count}).run(count % 2 ? Split::groups : Split::pages, count % 3 == 0);
         for (int r = 0; r < count; ++r) check_same(some[r], all[r], message(text_of(world), ", the first ", count, " rows, row ", r));
       }
       for (int r : {0, 6, 11, 12, 16}) {

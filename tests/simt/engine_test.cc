@@ -215,6 +215,20 @@ TEST(a_profiler_captures_the_cycles_it_was_asked_for) {
   CHECK(simt::num_calls("cudaProfilerStart") == 1 && simt::num_calls("cudaProfilerStop") == 1);
 }
 
+// Captured once, at construction: a graph per tau, per number of sequences by fours, per context by fours, and per cycle under way.
+TEST(graphs_are_captured_at_construction) {
+  TinyShape shape = small_shape();
+  shape.context = 9000;
+  const SmallPair pair(DType::bf16, shape);
+  simt::reset_calls();
+  Engine engine(backend(), pair.target, pair.draft, options_of(2, 5, 9000));
+  constexpr int kTaus = 3, kSequences = 3 /* 1, 4, 5 */, kContexts = 3 /* 2048, 8192, 9000 */, kUnderWay = 2;
+  CHECK(simt::num_calls("cudaGraphInstantiate") == kTaus * kSequences * kContexts * kUnderWay, simt::num_calls("cudaGraphInstantiate"));
+  for (int i = 0; i < 5; ++i) engine.add({3, 1, 4}, params_of(6 + i));
+  run(engine);
+  CHECK(simt::num_calls("cudaGraphInstantiate") == kTaus * kSequences * kContexts * kUnderWay, "captured later");
+}
+
 // Whatever call fails: an exception that names it, then EngineDead with that cause, and all device memory comes back.
 TEST(any_failing_call_is_a_clean_error) {
   TinyShape shape = small_shape();

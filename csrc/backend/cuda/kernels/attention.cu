@@ -211,12 +211,13 @@ void attention(cudaStream_t stream, const Rows& rows, const float* qkv, const At
                size_t scratch_bytes, float* out) {
   const int dh = shape.head_dim, heads = shape.num_heads / shape.num_kv_heads;
   const size_t queries = size_t(rows.capacity) * shape.num_heads;
-  const auto bytes_of = [&](int pages) { return queries * nodes_of(kv.pages_per_slot, pages) * node_bytes(dh); };
+  const int most_pages = std::min(kv.pages_per_slot, nodes_of(rows.positions, kPagePositions));
+  const auto bytes_of = [&](int pages) { return queries * nodes_of(most_pages, pages) * node_bytes(dh); };
   require(bytes_of(kPageGroup) <= scratch_bytes, "[attention] ", rows.capacity, " rows need ", bytes_of(kPageGroup),
           " bytes of scratch, got ", scratch_bytes);
   AttentionTask task{rows, qkv, kv, {}, {}, shape.num_heads, shape.num_kv_heads, dh, 0, 0, 0, 1.44269504f / std::sqrt(float(dh))};
   task.nodes.pages = bytes_of(1) <= scratch_bytes ? 1 : kPageGroup;
-  task.nodes.count = nodes_of(kv.pages_per_slot, task.nodes.pages);
+  task.nodes.count = nodes_of(most_pages, task.nodes.pages);
   task.nodes.out = static_cast<float*>(scratch);
   task.nodes.maximum = task.nodes.out + queries * task.nodes.count * dh;
   task.nodes.sum = task.nodes.maximum + queries * task.nodes.count;

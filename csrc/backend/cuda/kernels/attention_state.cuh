@@ -22,7 +22,7 @@ struct AttentionNodes {
   float* sum;        // [T, H, count]
 };
 
-__host__ __device__ constexpr int nodes_of(int pages_per_slot, int pages) { return (pages_per_slot + pages - 1) / pages; }
+__host__ __device__ constexpr int nodes_of(int count, int each) { return (count + each - 1) / each; }
 __host__ __device__ constexpr size_t node_bytes(int head_dim) { return (size_t(head_dim) + 2) * sizeof(float); }
 
 // What merging b, the later one, into a does to their sums and values: a keep + b take. One of the two factors is 2^0 = 1, exactly.
