@@ -2,6 +2,7 @@
 #pragma once
 
 #include "backend/cuda/launch.cuh"
+#include "math/bfloat16.h"
 
 #ifdef PACELINE_HOST_SIMT
 #include <chrono>
@@ -17,6 +18,94 @@ __device__ __forceinline__ int64_t global_timer() {
   int64_t nanoseconds;
   asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(nanoseconds));
   return nanoseconds;
+#endif
+}
+
+// ------------------------------------------------------------------------------------------------ streaming loads
+// For what is read once: it does not go through L1, and leaves L2 before anything else does.
+using StreamPolicy = uint64_t;
+
+__device__ __forceinline__ StreamPolicy stream_policy() {
+  StreamPolicy policy = 0;
+#ifndef PACELINE_HOST_SIMT
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+#endif
+  return policy;
+}
+
+// 16 bytes, aligned, that no kernel writes while this one runs.
+__device__ __forceinline__ uint4 load_streaming(const void* from, [[maybe_unused]] StreamPolicy policy) {
+#ifdef PACELINE_HOST_SIMT
+  return *static_cast<const uint4*>(from);
+#else
+  uint4 value;
+  asm volatile("ld.global.nc.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w) : "l"(from), "l"(policy));
+  return value;
+#endif
+}
+
+// ------------------------------------------------------------------------------------------------ pairs of bf16
+// Two bf16 in a register, the first in the low half. a - b, each half rounded to nearest.
+__device__ __forceinline__ uint32_t subtract_pairs(uint32_t a, uint32_t b) {
+#ifdef PACELINE_HOST_SIMT
+  const float low = from_bf16(bf16(a)) - from_bf16(bf16(b)), high = from_bf16(bf16(a >> 16)) - from_bf16(bf16(b >> 16));
+  return uint32_t(to_bf16(low)) | uint32_t(to_bf16(high)) << 16;
+#else
+  uint32_t difference;  // a * 1 - b: the subtraction itself is an instruction from compute capability 9.0 on
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(difference) : "r"(a), "r"(0x3f803f80u), "r"(b ^ 0x80008000u));
+  return difference;
+#endif
+}
+
+// ------------------------------------------------------------------------------------------------ tensor cores
+// Fragments of mma.m16n8k16, one per lane (PTX ISA, "Matrix fragments for mma.m16n8k16"). With g = lane / 4 and t = lane % 4:
+//   A [16 x 16]  a[0]: row g, columns 2t, 2t + 1    a[1]: row g + 8    a[2]: row g, columns 2t + 8, 2t + 9    a[3]: row g + 8, those
+//   B [16 x 8]   b[0]: rows 2t, 2t + 1 of column g                     b[1]: rows 2t + 8, 2t + 9
+//   C [16 x 8]   c[0], c[1]: row g, columns 2t, 2t + 1                 c[2], c[3]: row g + 8
+struct FragmentA {
+  uint32_t a[4];
+};
+struct FragmentB {
+  uint32_t b[2];
+};
+struct FragmentC {
+  float c[4];
+};
+
+#ifdef PACELINE_HOST_SIMT
+struct LaneFragments {
+  const FragmentA* a;
+  const FragmentB* b;
+};
+inline float half_of(const uint32_t* registers, int index) { return from_bf16(bf16(registers[index / 2] >> (index % 2 * 16))); }
+
+// c + A B at (row, column), from the fragments of all lanes: products are exact, their sum is rounded once.
+inline float multiplied(const LaneFragments* const* lanes, int row, int column, float c) {
+  double sum = c;
+  for (int k = 0; k < 16; ++k) {
+    const float a = half_of(lanes[row % 8 * 4 + k % 8 / 2]->a->a, k / 8 * 4 + row / 8 * 2 + k % 2);
+    const float b = half_of(lanes[column * 4 + k % 8 / 2]->b->b, k / 8 * 2 + k % 2);
+    sum += double(a) * double(b);
+  }
+  return float(sum);
+}
+#endif
+
+// c += A B. All 32 lanes of the warp call it. Columns do not meet: a NaN in one of B spoils that one of C.
+__device__ __forceinline__ void multiply_add(FragmentC& c, const FragmentA& a, const FragmentB& b) {
+#ifdef PACELINE_HOST_SIMT
+  const LaneFragments mine{&a, &b};
+  const LaneFragments* lanes[32];
+  static_assert(sizeof lanes == 32 * sizeof(unsigned long long));
+  std::memcpy(lanes, simt::exchange(0xffffffffu, simt::bits_from(&mine)), sizeof lanes);
+  const int g = simt::lane() / 4, t = simt::lane() % 4;
+  for (int i = 0; i < 4; ++i) c.c[i] = multiplied(lanes, g + i / 2 * 8, 2 * t + i % 2, c.c[i]);
+  simt::exchange(0xffffffffu, 0);  // nobody changes a fragment that another lane still reads
+#else
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+               : "+f"(c.c[0]), "+f"(c.c[1]), "+f"(c.c[2]), "+f"(c.c[3])
+               : "r"(a.a[0]), "r"(a.a[1]), "r"(a.a[2]), "r"(a.a[3]), "r"(b.b[0]), "r"(b.b[1]));
 #endif
 }
 
