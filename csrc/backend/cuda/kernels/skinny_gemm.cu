@@ -10,7 +10,7 @@
 // Traffic  weights once: N K times 2 bytes (bf16), 1 (int8), 0.53 or 0.56 (int4, int4_g32), past L1 and first to leave L2; rows from
 //          L1 and L2, 16 K bytes per tile of 8 rows and block; out 4 bytes per value
 // FLOPs    2 T N K; at 8 rows 8 per byte of bf16: memory-bound on any device with tensor cores
-// Grid     a block of kWarps warps per 16 outputs (gate and up: 32). Warp w takes units w, w + kWarps, ... of K, with kDepth x 16 bytes
+// Grid     a block of kWarps warps per 16 outputs and up to 64 rows (gate and up: 32 and 32). Warp w takes units w, w + kWarps, ... of K, with kDepth x 16 bytes
 //          of each lane on their way: 32 KiB per block, so that one block per multiprocessor covers the 26 KB that latency times
 //          bandwidth asks of an H200 (4.8 TB/s, 0.7 us, 132 multiprocessors)
 // Exact?   a row's bits depend on (N, K) and on the row alone: the warps split K by K, add in ascending units, and their sums meet in
@@ -26,6 +26,7 @@ namespace {
 
 constexpr int kWarps = 8, kThreads = kWarps * kWarp;
 constexpr int kRingUnits = 8;     // of a warp on their way
+constexpr int kMostSums = 8;      // tiles of sums that registers have room for
 constexpr int kLine = kTile + 4;  // of a row of partial sums: lanes of one store meet different banks
 
 struct Task {
@@ -72,6 +73,7 @@ __device__ __forceinline__ void multiply_unit(Sums<kBlocks, kTiles>& sums, const
         for (int tile = 0; tile < kTiles; ++tile) {
           float(&total)[4] = sums.c[block][tile].c;
           const float(&part)[4] = grouped.c[block][tile].c;
+          PACELINE_UNROLL
           for (int i = 0; i < 4; ++i) total[i] = fmaf(part[i], i < 2 ? scales.low : scales.high, total[i]);
         }
       }
@@ -83,18 +85,19 @@ __device__ __forceinline__ void multiply_unit(Sums<kBlocks, kTiles>& sums, const
 template <DType kDType, int kBlocks, int kTiles>
 __device__ __forceinline__ void multiply_part(Sums<kBlocks, kTiles>& sums, const Task& task) {
   constexpr TileFormat kFormat = tile_format(kDType);
-  constexpr int kDepth = kTiles < 8 ? kRingUnits / kBlocks : kRingUnits / 4;  // 64 rows need the registers for their sums
+  constexpr int kDepth = kTiles < 8 ? kRingUnits / kBlocks : kRingUnits / 2;  // 64 rows need the registers for their sums
   const int num_units = kFormat.units(task.k), tiles = num_units * kFormat.tiles;
   const size_t block_bytes = kFormat.block_bytes(task.k);
   const unsigned char* blocks = task.weights + size_t(blockIdx.x) * kBlocks * block_bytes;
+  const bf16* lane_rows = task.operand + size_t(blockIdx.y) * kTiles * tiles * 128 + lane_of() * 4;
   const StreamPolicy policy = stream_policy();
   Unit<kDType> ring[kDepth][kBlocks] = {};
   const auto load = [&](Unit<kDType>(&units)[kBlocks], int unit) {
     PACELINE_UNROLL
-    for (int block = 0; block < kBlocks; ++block) units[block].load(blocks + block * block_bytes + size_t(unit) * kFormat.unit_bytes(), policy);
+    for (int block = 0; block < kBlocks; ++block) units[block].load(blocks + block * block_bytes + unsigned(unit * kFormat.unit_bytes()), policy);
   };
   const auto multiply = [&](const Unit<kDType>(&units)[kBlocks], int unit) {
-    multiply_unit<kDType>(sums, units, task.operand + size_t(unit) * kFormat.tiles * 128 + lane_of() * 4, tiles);
+    multiply_unit<kDType>(sums, units, lane_rows + unsigned(unit * kFormat.tiles * 128), tiles);
   };
   PACELINE_UNROLL
   for (int slot = 0; slot < kDepth; ++slot)
@@ -131,7 +134,8 @@ __device__ __forceinline__ void put_part(const Sums<kBlocks, kTiles>& sums, floa
 
 template <DType kDType, int kBlocks, int kTiles, class Finish>
 __global__ void __launch_bounds__(kThreads) skinny_kernel(Rows rows, Task task, Finish finish) {
-  const int left = *rows.live - task.first_row, live = left < 8 * kTiles ? left : 8 * kTiles;
+  const int first = int(blockIdx.y) * 8 * kTiles;  // among the rows of the product
+  const int left = *rows.live - task.first_row - first, live = left < 8 * kTiles ? left : 8 * kTiles;
   if (live <= 0) return;
   Sums<kBlocks, kTiles> sums{};
   multiply_part<kDType>(sums, task);
@@ -153,7 +157,7 @@ __global__ void __launch_bounds__(kThreads) skinny_kernel(Rows rows, Task task, 
         total[block] *= *reinterpret_cast<const float*>(weights + int8_scale_place(task.k, output));
       }
     }
-    finish(row, int(blockIdx.x) * kTile + output, total);
+    finish(first + row, int(blockIdx.x) * kTile + output, total);
   }
 }
 
@@ -190,7 +194,9 @@ struct Gate {
 template <DType kDType, int kBlocks, int kTiles, class Finish>
 void launch_tiles(cudaStream_t stream, const Rows& rows, const Task& task, int num_blocks, const Finish& finish) {
   constexpr size_t kShared = kWarps * kPartSize<kBlocks, kTiles> * sizeof(float);
-  launch(skinny_kernel<kDType, kBlocks, kTiles, Finish>, dim3(unsigned(num_blocks / kBlocks)), kThreads, kShared, stream, rows, task, finish);
+  const int most = rows.capacity - task.first_row, covered = most < kRowBlock ? most : kRowBlock;
+  const dim3 blocks(unsigned(num_blocks / kBlocks), unsigned((covered + 8 * kTiles - 1) / (8 * kTiles)));
+  launch(skinny_kernel<kDType, kBlocks, kTiles, Finish>, blocks, kThreads, kShared, stream, rows, task, finish);
 }
 
 template <DType kDType, int kBlocks, class Finish>
@@ -199,7 +205,7 @@ void launch_rows(cudaStream_t stream, const Rows& rows, const Task& task, int nu
   if (most <= 8) launch_tiles<kDType, kBlocks, 1>(stream, rows, task, num_blocks, finish);
   else if (most <= 16) launch_tiles<kDType, kBlocks, 2>(stream, rows, task, num_blocks, finish);
   else if (most <= 32) launch_tiles<kDType, kBlocks, 4>(stream, rows, task, num_blocks, finish);
-  else launch_tiles<kDType, kBlocks, kRowBlock / 8>(stream, rows, task, num_blocks, finish);
+  else launch_tiles<kDType, kBlocks, kMostSums / kBlocks>(stream, rows, task, num_blocks, finish);
 }
 
 template <int kBlocks, class Finish>
