@@ -1,6 +1,6 @@
 // The products of skinny_gemm.cu against double, in every order of threads: the tensor core's fragments, packed weights, each
 // epilogue, and that the bits of a row are its own.
-#include <map>
+#include <array>
 
 #include "backend/cuda/cuda_backend.h"
 #include "backend/cuda/ptx.cuh"
@@ -106,12 +106,14 @@ std::vector<Near> sums_of(const Matrix& m, const float* row) {
 
 // Live rows hold what is wanted in their first n columns; nothing else is written.
 template <class Want>
-void check(const std::vector<float>& got, const std::vector<float>& before, int live, int stride, int n, const std::string& where, Want want) {
+void check(const std::vector<float>& got, const std::vector<float>& before, int live, int stride, int n, const std::string& where,
+           Want want) {
   for (size_t i = 0; i < got.size(); ++i) {
     const int row = int(i) / stride, column = int(i) % stride;
     if (row < live && column < n) {
       const Near near = want(row, column);
-      CHECK(agrees(got[i], near), where, ", row ", row, ", column ", column, ": got ", got[i], ", expected ", near.value, " +- ", near.error);
+      CHECK(agrees(got[i], near), where, ", row ", row, ", column ", column, ": got ", got[i], ", expected ", near.value, " +- ",
+            near.error);
     } else {
       CHECK(got[i] == before[i], where, ", row ", row, ", column ", column, ": written, though it is none of the product's");
     }
@@ -127,11 +129,15 @@ void check_products(const Shape& shape, DType dtype, int live, const std::string
   const Matrix m{shape.n, shape.k, dtype};
   Matrix up{shape.n, shape.k, dtype, random_floats(size_t(shape.n) * shape.k, 2)};
   const auto matrix = packed(m), pair = alternating(m, up);
-  const auto x = random_floats(size_t(live) * shape.k, 3), bias = random_floats(shape.n, 4), residual = random_floats(size_t(live + 4) * shape.n, 5);
+  const auto x = random_floats(size_t(live) * shape.k, 3), bias = random_floats(shape.n, 4);
+  const auto residual = random_floats(size_t(live + 4) * shape.n, 5);
   const DeviceRows rows = rows_of(live, live % 3);
   const Operand operand(view(matrix), rows, 0, x);
   std::vector<std::vector<Near>> sums, ups;
-  for (int row = 0; row < live; ++row) sums.push_back(sums_of(m, &x[size_t(row) * shape.k])), ups.push_back(sums_of(up, &x[size_t(row) * shape.k]));
+  for (int row = 0; row < live; ++row) {
+    sums.push_back(sums_of(m, &x[size_t(row) * shape.k]));
+    ups.push_back(sums_of(up, &x[size_t(row) * shape.k]));
+  }
 
   const int stride = shape.n + 3;
   const std::vector<float> before(size_t(live + 4) * stride, kUntouched);
@@ -200,8 +206,10 @@ TEST(fragments_are_those_of_the_manual) {
           const int row = (lane >> 2) + (i < 2 ? 0 : 8), column = lane % 4 * 2 + (i & 1);
           Near want = exactly(c[row * 8 + column]);
           for (int turn = 0; turn < (changes ? 1 : 2); ++turn)
-            for (int k = 0; k < 16; ++k) want = want + exactly(reference::nearest_bf16(double(a[row * 16 + k])) * reference::nearest_bf16(double(b[k * 8 + column])));
-          CHECK(agrees(got[4 * lane + i], want), order, ", lane ", lane, ", element ", i, ": got ", got[4 * lane + i], ", expected ", want.value);
+            for (int k = 0; k < 16; ++k)
+              want = want + exactly(reference::nearest_bf16(double(a[row * 16 + k])) * reference::nearest_bf16(double(b[k * 8 + column])));
+          CHECK(agrees(got[4 * lane + i], want), order, ", lane ", lane, ", element ", i, ": got ", got[4 * lane + i], ", expected ",
+                want.value);
         }
     }
   });
@@ -232,7 +240,7 @@ TEST(products_of_all_small_numbers_of_rows) {
     for (int live = 1; live <= 17; ++live) check_products({18, 150}, dtype, live, "forward");
 }
 
-// Whole turns of the ring, with and without something left over.
+// Every room of a warp is filled again, of all warps or of some.
 TEST(products_of_long_inputs) {
   for (DType dtype : kFormats) {
     const int turn = 8 * 8 * (dtype == DType::bf16 ? 16 : dtype == DType::int8 ? 32 : 64);
@@ -272,10 +280,10 @@ TEST(a_row_keeps_its_bits_in_any_company) {
       const auto matrix = packed(m), pair = alternating(m, up);
       const auto x = random_floats(m.k, 7);
       const std::vector<uint32_t> want = bits_at(m, matrix, pair, x, 0, 1, 0);
-      for (const auto& [place, live, spare] : std::vector<std::array<int, 3>>{
-               {0, 1, 7}, {0, 1, 8}, {0, 1, 30}, {0, 1, 90}, {7, 8, 0}, {3, 9, 0}, {15, 16, 0}, {20, 30, 0}, {1, 64, 0}, {63, 64, 1}, {69, 70, 0}})
-        CHECK(bits_at(m, matrix, pair, x, place, live, spare) == want, order, ", ", name_of(dtype), ": as row ", place, " of ", live, " with ", spare,
-              " to spare");
+      for (const auto& [place, live, spare] : std::vector<std::array<int, 3>>{{0, 1, 7}, {0, 1, 8}, {0, 1, 30}, {0, 1, 90}, {7, 8, 0}, {3, 9, 0},
+                                                                              {15, 16, 0}, {20, 30, 0}, {1, 64, 0}, {63, 64, 1}, {69, 70, 0}})
+        CHECK(bits_at(m, matrix, pair, x, place, live, spare) == want, order, ", ", name_of(dtype), ": as row ", place, " of ", live,
+              " with ", spare, " to spare");
     }
   });
 }
@@ -292,7 +300,8 @@ TEST(weights_are_packed_part_by_part) {
         cuda::embed(stream(), rows.rows(), view(matrix), k, x.data());
         const std::vector<float> got = x.read();
         for (int i = 0; i < k + 5; ++i)
-          CHECK(got[i] == (i < k ? float(want[i]) : kUntouched), name_of(dtype), ", ", what, ", output ", output, ", input ", i, ": got ", got[i]);
+          CHECK(got[i] == (i < k ? float(want[i]) : kUntouched), name_of(dtype), ", ", what, ", output ", output, ", input ", i, ": got ",
+                got[i]);
       };
       auto matrix = backend().new_matrix(3 + 2, k, dtype);
       CHECK(matrix->bytes() == backend().matrix_bytes(5, k, dtype));

@@ -6,6 +6,8 @@
 
 #ifdef PACELINE_HOST_SIMT
 #include <chrono>
+#include <deque>
+#include <vector>
 #endif
 
 namespace paceline::cuda {
@@ -21,10 +23,31 @@ __device__ __forceinline__ int64_t global_timer() {
 #endif
 }
 
-// ------------------------------------------------------------------------------------------------ streaming loads
-// For what is read once: it does not go through L1, and leaves L2 before anything else does.
-using StreamPolicy = uint64_t;
+// ------------------------------------------------------------------------------------------------ copies on their way
+// From global to shared memory while the thread goes on. Copies up to a commit are a group; a wait leaves the newest groups on their
+// way, and what has arrived can be seen by the thread that copied it. Nobody else writes what they read while a kernel runs.
 
+#ifdef PACELINE_HOST_SIMT
+// As late as can be: a copy is made when it is waited for, and until then its place holds garbage.
+struct CopyOnItsWay {
+  void* to;
+  const void* from;
+  size_t bytes;
+};
+inline std::vector<std::deque<std::vector<CopyOnItsWay>>> copy_groups(1024);  // of each thread of the block; the newest one is open
+
+inline void host_copy(void* to, const void* from, size_t bytes) {
+  auto& groups = copy_groups[threadIdx.x];
+  if (groups.empty()) groups.emplace_back();
+  groups.back().push_back({to, from, bytes});
+  std::memset(to, 0xCB, bytes);
+}
+#else
+__device__ __forceinline__ unsigned shared_address(void* at) { return unsigned(__cvta_generic_to_shared(at)); }
+#endif
+
+// For what is read once: it leaves L2 before anything else does.
+using StreamPolicy = uint64_t;
 __device__ __forceinline__ StreamPolicy stream_policy() {
   StreamPolicy policy = 0;
 #ifndef PACELINE_HOST_SIMT
@@ -33,15 +56,41 @@ __device__ __forceinline__ StreamPolicy stream_policy() {
   return policy;
 }
 
-// 16 bytes, aligned, that no kernel writes while this one runs.
-__device__ __forceinline__ uint4 load_streaming(const void* from, [[maybe_unused]] StreamPolicy policy) {
+// 16 bytes, aligned, past L1.
+__device__ __forceinline__ void copy_streaming(void* to, const void* from, [[maybe_unused]] StreamPolicy policy) {
 #ifdef PACELINE_HOST_SIMT
-  return *static_cast<const uint4*>(from);
+  host_copy(to, from, 16);
 #else
-  uint4 value;
-  asm volatile("ld.global.nc.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
-               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w) : "l"(from), "l"(policy));
-  return value;
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "l"(policy) : "memory");
+#endif
+}
+// 4 or 8 bytes, aligned, through L1.
+template <int kBytes>
+__device__ __forceinline__ void copy_small(void* to, const void* from) {
+#ifdef PACELINE_HOST_SIMT
+  host_copy(to, from, kBytes);
+#else
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(shared_address(to)), "l"(from), "n"(kBytes) : "memory");
+#endif
+}
+__device__ __forceinline__ void commit_copies() {
+#ifdef PACELINE_HOST_SIMT
+  auto& groups = copy_groups[threadIdx.x];
+  if (groups.empty()) groups.emplace_back();
+  groups.emplace_back();
+#else
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+// Until no more than kNewest committed groups are on their way.
+template <int kNewest>
+__device__ __forceinline__ void wait_for_copies() {
+#ifdef PACELINE_HOST_SIMT
+  auto& groups = copy_groups[threadIdx.x];
+  for (; groups.size() > kNewest + 1; groups.pop_front())
+    for (const CopyOnItsWay& copy : groups.front()) std::memcpy(copy.to, copy.from, copy.bytes);
+#else
+  asm volatile("cp.async.wait_group %0;" ::"n"(kNewest) : "memory");
 #endif
 }
 

@@ -5,7 +5,7 @@
 // follow each other in ascending outputs:
 //
 //   dtype      tiles of a unit    behind its 512 bytes of values             behind the units of a block
-//   bf16       1                                                             
+//   bf16       1
 //   int8       2, as q + 128                                                 fp32 scales [16]
 //   int4       4, as q + 8        bf16 scales [1 group][16]
 //   int4_g32   4, as q + 8        bf16 scales [2 groups][16]
@@ -18,7 +18,7 @@
 
 namespace paceline::cuda {
 
-constexpr int kTile = 16;  // outputs, and inputs
+constexpr int kTile = 16;       // outputs, and inputs
 constexpr int kLoadBytes = 16;  // of a lane
 constexpr int kValuesBytes = 32 * kLoadBytes;
 
@@ -47,15 +47,18 @@ constexpr int index_of_value(int output, int input) { return input / 8 * 4 + out
 
 // Of the values of an output, in a block: where input i is.
 constexpr size_t unit_of(const TileFormat& format, int i) { return size_t(i / format.unit_inputs()) * format.unit_bytes(); }
+constexpr size_t lane_place(const TileFormat& format, int output, int i) {
+  return unit_of(format, i) + lane_of_value(output, i % kTile) * kLoadBytes;
+}
 constexpr size_t bf16_place(int output, int i) {
-  return unit_of(tile_format(DType::bf16), i) + lane_of_value(output, i % kTile) * kLoadBytes + index_of_value(output, i % kTile) * sizeof(bf16);
+  return lane_place(tile_format(DType::bf16), output, i) + index_of_value(output, i % kTile) * sizeof(bf16);
 }
 constexpr size_t int8_place(int output, int i) {
-  return unit_of(tile_format(DType::int8), i) + lane_of_value(output, i % kTile) * kLoadBytes + i / kTile % 2 * 8 + index_of_value(output, i % kTile);
+  return lane_place(tile_format(DType::int8), output, i) + i / kTile % 2 * 8 + index_of_value(output, i % kTile);
 }
 // A tile is 4 bytes of a lane; its pairs lie so that shifting them by 0, 4, 8, 12 bits puts both halves where a pair of bf16 has its own.
 constexpr size_t int4_register(const TileFormat& format, int output, int i) {
-  return unit_of(format, i) + lane_of_value(output, i % kTile) * kLoadBytes + i / kTile % 4 * 4;
+  return lane_place(format, output, i) + i / kTile % 4 * 4;
 }
 constexpr int int4_shift(int output, int i) {
   const int index = index_of_value(output, i % kTile);

@@ -32,12 +32,14 @@ struct DeviceMatrix {
 void embed(cudaStream_t, const Rows&, const DeviceMatrix& table, int d, float* x);
 // operand = rows [first_row, first_row + kRowBlock) of x [T, k], RMSNorm(x) * norm where norm is given, as products with w want them:
 // fragments of bf16 (tiles.h), or [kRowBlock, padded_k(k)] of its dtype.
-void pack_rows(cudaStream_t, const Rows&, int first_row, const float* x, const DeviceMatrix& w, const float* norm, float eps, void* operand);
+void pack_rows(cudaStream_t, const Rows&, int first_row, const float* x, const DeviceMatrix& w, const float* norm, float eps,
+               void* operand);
 
 // ------------------------------------------------------------------------------------------------ skinny_gemm.cu
 // Of the rows that pack_rows made an operand of and tiles. out [T, stride], of which a row has n; x [T, d]; out [T, f].
 void skinny_sums(cudaStream_t, const Rows&, int first_row, const DeviceMatrix&, const void* operand, float* out, int stride, int n);
-void skinny_residual(cudaStream_t, const Rows&, int first_row, const DeviceMatrix&, const void* operand, const float* bias, float* x, int d);
+void skinny_residual(cudaStream_t, const Rows&, int first_row, const DeviceMatrix&, const void* operand, const float* bias, float* x,
+                     int d);
 void skinny_gate_up(cudaStream_t, const Rows&, int first_row, const DeviceMatrix&, const void* operand, int f, float* out);
 
 // ------------------------------------------------------------------------------------------------ epilogues.cu

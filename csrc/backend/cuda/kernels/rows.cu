@@ -1,7 +1,7 @@
 // Rows on their way into the network and into each product.
 //
-//   embed      x[t] = table[token_t]                               bytes d (int8) or 2 d (bf16) in, 4 d out, per row   grid (rows)
-//   pack_rows  operand[t] = round(x[t] norm / rms(x[t]))           bytes 4 k in twice, 2 k out, per row                grid (rows of the block)
+//   embed      x[t] = table[token_t]                      bytes d (int8), 2 d (bf16) or 4 d in, 4 d out, per row   grid (rows)
+//   pack_rows  operand[t] = round(x[t] norm / rms(x[t]))  bytes 4 k in twice, 2 k out, per row                     grid (rows of the block)
 //
 // rms(x) = sqrt(mean(x^2) + eps), its sum in one tree that depends on k alone. Oracle: tests/simt/rows_test.cc. Not measured.
 #include "backend/cuda/device.cuh"
@@ -97,7 +97,9 @@ __global__ void pack_rows_kernel(Rows rows, int first_row, const float* x, int k
 }  // namespace
 
 void embed(cudaStream_t stream, const Rows& rows, const DeviceMatrix& table, int d, float* x) {
-  const auto from = [&](auto values) { launch(embed_kernel<decltype(values)>, dim3(unsigned(rows.capacity)), kThreads, 0, stream, rows, values, d, x); };
+  const auto from = [&](auto values) {
+    launch(embed_kernel<decltype(values)>, dim3(unsigned(rows.capacity)), kThreads, 0, stream, rows, values, d, x);
+  };
   const Tiles tiles{static_cast<const unsigned char*>(table.data), tile_format(table.dtype).block_bytes(table.k), table.k};
   switch (table.dtype) {
     case DType::fp32: return from(RowTable<float>{static_cast<const float*>(table.data), padded_k(d)});
@@ -108,7 +110,8 @@ void embed(cudaStream_t stream, const Rows& rows, const DeviceMatrix& table, int
   }
 }
 
-void pack_rows(cudaStream_t stream, const Rows& rows, int first_row, const float* x, const DeviceMatrix& w, const float* norm, float eps, void* operand) {
+void pack_rows(cudaStream_t stream, const Rows& rows, int first_row, const float* x, const DeviceMatrix& w, const float* norm, float eps,
+               void* operand) {
   constexpr size_t kShared = kThreads / kWarp * sizeof(float);
   const dim3 blocks(unsigned(rows.capacity - first_row < kRowBlock ? rows.capacity - first_row : kRowBlock));
   const auto into = [&](int width, auto to) {

@@ -7,15 +7,16 @@
 //   skinny_gate_up   out[t, n] = silu(s[gate n]) s[up n]; blocks of 16 gates and of 16 ups alternate
 //
 // Shapes   weights in tiles of 16 x 16 (tiles.h), the A operand of mma.m16n8k16; rows in tiles of 8, the B operand, from pack_rows
-// Traffic  weights once: N K times 2 bytes (bf16), 1 (int8), 0.53 or 0.56 (int4, int4_g32), past L1 and first to leave L2; rows from
-//          L1 and L2, 16 K bytes per tile of 8 rows and block; out 4 bytes per value
+// Traffic  weights once: N K times 2 bytes (bf16), 1 (int8), 0.53 or 0.56 (int4, int4_g32), past L1 and first to leave L2 (again from
+//          there for each block of rows); rows from L1 and L2, 16 K bytes per tile of 8 rows and block; out 4 bytes per value
 // FLOPs    2 T N K; at 8 rows 8 per byte of bf16: memory-bound on any device with tensor cores
-// Grid     a block of kWarps warps per 16 outputs and up to 64 rows (gate and up: 32 and 32). Warp w takes units w, w + kWarps, ... of K, with kDepth x 16 bytes
-//          of each lane on their way: 32 KiB per block, so that one block per multiprocessor covers the 26 KB that latency times
-//          bandwidth asks of an H200 (4.8 TB/s, 0.7 us, 132 multiprocessors)
+// Grid     (blocks of 16 outputs, blocks of rows) of kWarps warps. A block of gates and one of ups go together, since they meet. Warp w
+//          takes units w, w + kWarps, ... of K, and has 7 of them (of gate and up 3 of each) on their way to shared memory: 28 KiB of
+//          weights per block (24), so that one block per multiprocessor covers the 26 KB that latency times bandwidth asks of an H200
+//          (4.8 TB/s, 0.7 us, 132 multiprocessors); registers and shared memory (53 KiB at 8 rows of bf16) let four of them be there
 // Exact?   a row's bits depend on (N, K) and on the row alone: the warps split K by K, add in ascending units, and their sums meet in
 //          ascending warps. The number of tiles of rows is a template, which no sum looks at; columns of an mma do not meet.
-//          Rows that do not live are computed with garbage and written nowhere.
+//          Rows that do not live are computed from garbage and written nowhere.
 // Oracle   tests/simt/skinny_gemm_test.cc. Not measured.
 #include "backend/cuda/exp.cuh"
 #include "backend/cuda/kernels/fragments.cuh"
@@ -25,14 +26,24 @@ namespace paceline::cuda {
 namespace {
 
 constexpr int kWarps = 8, kThreads = kWarps * kWarp;
-constexpr int kRingUnits = 8;     // of a warp on their way
-constexpr int kMostSums = 8;      // tiles of sums that registers have room for
 constexpr int kLine = kTile + 4;  // of a row of partial sums: lanes of one store meet different banks
+constexpr int kFragment = 128;    // values of a tile of 8 rows
 
 struct Task {
   const unsigned char* weights;
   const bf16* operand;
   int k, first_row;
+};
+
+// What a warp has on its way: kRooms of its own in shared memory, each with a unit of every block and, where a unit needs so few
+// fragments of rows that waiting for them would show, those too. One room is in use, the others are on their way. Registers would be
+// the plainer rooms, but the compiler puts off loads into them to the end of a turn: so it was seen in the machine code.
+template <DType kDType, int kBlocks, int kTiles>
+struct Ring {
+  static constexpr int kRooms = 8 / kBlocks, kFragments = tile_format(kDType).tiles * kTiles;
+  static constexpr bool kHoldsRows = kFragments < 4;
+  static constexpr int kRowsBytes = kFragments * 32 * int(sizeof(uint2));
+  static constexpr int kRoomBytes = kBlocks * Unit<kDType>::kRoomBytes + (kHoldsRows ? kRowsBytes : 0);
 };
 
 // kBlocks blocks of 16 outputs by kTiles tiles of 8 rows, in the registers of a warp.
@@ -41,81 +52,117 @@ struct Sums {
   FragmentC c[kBlocks][kTiles];
 };
 
-// sums += unit x rows. `rows` points to the lane's part of the unit's first tile; `tiles` are those of a row.
+// The warp's part of K: units warp, warp + kWarps, ...
 template <DType kDType, int kBlocks, int kTiles>
-__device__ __forceinline__ void multiply_unit(Sums<kBlocks, kTiles>& sums, const Unit<kDType> (&units)[kBlocks], const bf16* rows, int tiles) {
+class Part {
+ public:
+  using Rooms = Ring<kDType, kBlocks, kTiles>;
   using Format = Unit<kDType>;
-  constexpr int kPieces = Format::kGroups ? Format::kGroups : 1, kPiece = Format::kFormat.tiles / kPieces;
-  PACELINE_UNROLL
-  for (int piece = 0; piece < kPieces; ++piece) {
-    Sums<kBlocks, kTiles> grouped{};
-    Sums<kBlocks, kTiles>& into = Format::kGroups ? grouped : sums;
+
+  __device__ __forceinline__ Part(const Task& task, unsigned char* rooms)
+      : num_units_(tile_format(kDType).units(task.k)), block_bytes_(tile_format(kDType).block_bytes(task.k)),
+        blocks_(task.weights + size_t(blockIdx.x) * kBlocks * block_bytes_),
+        rows_(task.operand + size_t(blockIdx.y) * kTiles * num_units_ * kFormat.tiles * kFragment + lane_of() * 4), rooms_(rooms + warp_of() * Rooms::kRooms * Rooms::kRoomBytes), policy_(stream_policy()) {}
+
+  // sums += weights x rows. A room is filled again one turn after it was read.
+  __device__ __forceinline__ void multiply(Sums<kBlocks, kTiles>& sums) const {
+    for (int i = 0; i < Rooms::kRooms - 1; ++i) send(i);
+    for (int i = 0; warp_of() + i * kWarps < num_units_; ++i) {
+      wait_for_copies<Rooms::kRooms - 2>();
+      send(i + Rooms::kRooms - 1);
+      multiply_unit(sums, i);
+    }
+    wait_for_copies<0>();
+  }
+
+ private:
+  static constexpr TileFormat kFormat = tile_format(kDType);
+
+  __device__ __forceinline__ unsigned char* room_of(int i) const { return rooms_ + i % Rooms::kRooms * Rooms::kRoomBytes; }
+  static __device__ __forceinline__ uint2* rows_in(unsigned char* room, int fragment) {
+    return reinterpret_cast<uint2*>(room + kBlocks * Format::kRoomBytes) + fragment * 32 + lane_of();
+  }
+  // The lane's values of fragment (tile j of the unit, tile of rows).
+  __device__ __forceinline__ const uint2* rows_at(int unit, int j, int tile) const {
+    return reinterpret_cast<const uint2*>(rows_ + unsigned(((tile * num_units_ + unit) * kFormat.tiles + j) * kFragment));
+  }
+
+  // The i-th unit of the warp; behind the last one an empty group, so that all waits are alike.
+  __device__ __forceinline__ void send(int i) const {
+    const int unit = warp_of() + i * kWarps;
+    if (unit < num_units_) {
+      PACELINE_UNROLL
+      for (int block = 0; block < kBlocks; ++block)
+        Format::copy(room_of(i) + block * Format::kRoomBytes, blocks_ + block * block_bytes_ + unsigned(unit * kFormat.unit_bytes()), policy_);
+      if constexpr (Rooms::kHoldsRows) {
+        PACELINE_UNROLL
+        for (int f = 0; f < Rooms::kFragments; ++f) copy_small<8>(rows_in(room_of(i), f), rows_at(unit, f / kTiles, f % kTiles));
+      }
+    }
+    commit_copies();
+  }
+
+  __device__ __forceinline__ FragmentB rows_of(int i, int j, int tile) const {
+    uint2 lane;
+    if constexpr (Rooms::kHoldsRows) lane = *rows_in(room_of(i), j * kTiles + tile);
+    else lane = *rows_at(warp_of() + i * kWarps, j, tile);
+    return {{lane.x, lane.y}};
+  }
+
+  // Tiles [first, first + count) of the i-th unit.
+  __device__ __forceinline__ void multiply_tiles(Sums<kBlocks, kTiles>& sums, int i, int first, int count) const {
     PACELINE_UNROLL
-    for (int j = piece * kPiece; j < (piece + 1) * kPiece; ++j) {
+    for (int j = first; j < first + count; ++j) {
       FragmentB b[kTiles];
       PACELINE_UNROLL
+      for (int tile = 0; tile < kTiles; ++tile) b[tile] = rows_of(i, j, tile);
+      PACELINE_UNROLL
+      for (int block = 0; block < kBlocks; ++block) {
+        const FragmentA a = Format(room_of(i) + block * Format::kRoomBytes).fragment(j);
+        PACELINE_UNROLL
+        for (int tile = 0; tile < kTiles; ++tile) multiply_add(sums.c[block][tile], a, b[tile]);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void multiply_unit(Sums<kBlocks, kTiles>& sums, int i) const {
+    if constexpr (Format::kGroups == 0) {
+      multiply_tiles(sums, i, 0, kFormat.tiles);
+    } else {
+      constexpr int kGroupTiles = kFormat.tiles / Format::kGroups;
+      PACELINE_UNROLL
+      for (int group = 0; group < Format::kGroups; ++group) {
+        Sums<kBlocks, kTiles> of_group{};
+        multiply_tiles(of_group, i, group * kGroupTiles, kGroupTiles);
+        add_scaled(sums, of_group, i, group);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void add_scaled(Sums<kBlocks, kTiles>& sums, const Sums<kBlocks, kTiles>& of_group, int i, int group) const {
+    PACELINE_UNROLL
+    for (int block = 0; block < kBlocks; ++block) {
+      const LaneScales scales = Format(room_of(i) + block * Format::kRoomBytes).scales_of(group);
+      PACELINE_UNROLL
       for (int tile = 0; tile < kTiles; ++tile) {
-        const uint2 lane = *reinterpret_cast<const uint2*>(rows + (size_t(tile) * tiles + j) * 128);
-        b[tile].b[0] = lane.x, b[tile].b[1] = lane.y;
-      }
-      PACELINE_UNROLL
-      for (int block = 0; block < kBlocks; ++block) {
-        const FragmentA a = units[block].fragment(j);
+        float(&total)[4] = sums.c[block][tile].c;
         PACELINE_UNROLL
-        for (int tile = 0; tile < kTiles; ++tile) multiply_add(into.c[block][tile], a, b[tile]);
-      }
-    }
-    if constexpr (Format::kGroups) {
-      PACELINE_UNROLL
-      for (int block = 0; block < kBlocks; ++block) {
-        const LaneScales scales = units[block].scales_of(piece);
-        PACELINE_UNROLL
-        for (int tile = 0; tile < kTiles; ++tile) {
-          float(&total)[4] = sums.c[block][tile].c;
-          const float(&part)[4] = grouped.c[block][tile].c;
-          PACELINE_UNROLL
-          for (int i = 0; i < 4; ++i) total[i] = fmaf(part[i], i < 2 ? scales.low : scales.high, total[i]);
-        }
+        for (int e = 0; e < 4; ++e) total[e] = fmaf(of_group.c[block][tile].c[e], e < 2 ? scales.low : scales.high, total[e]);
       }
     }
   }
-}
 
-// The warp's part of K. Each unit is loaded kDepth turns before its own.
+  int num_units_;
+  size_t block_bytes_;
+  const unsigned char* blocks_;
+  const bf16* rows_;  // the lane's part of the first fragment
+  unsigned char* rooms_;
+  StreamPolicy policy_;
+};
+
 template <DType kDType, int kBlocks, int kTiles>
-__device__ __forceinline__ void multiply_part(Sums<kBlocks, kTiles>& sums, const Task& task) {
-  constexpr TileFormat kFormat = tile_format(kDType);
-  constexpr int kDepth = kTiles < 8 ? kRingUnits / kBlocks : kRingUnits / 2;  // 64 rows need the registers for their sums
-  const int num_units = kFormat.units(task.k), tiles = num_units * kFormat.tiles;
-  const size_t block_bytes = kFormat.block_bytes(task.k);
-  const unsigned char* blocks = task.weights + size_t(blockIdx.x) * kBlocks * block_bytes;
-  const bf16* lane_rows = task.operand + size_t(blockIdx.y) * kTiles * tiles * 128 + lane_of() * 4;
-  const StreamPolicy policy = stream_policy();
-  Unit<kDType> ring[kDepth][kBlocks] = {};
-  const auto load = [&](Unit<kDType>(&units)[kBlocks], int unit) {
-    PACELINE_UNROLL
-    for (int block = 0; block < kBlocks; ++block) units[block].load(blocks + block * block_bytes + unsigned(unit * kFormat.unit_bytes()), policy);
-  };
-  const auto multiply = [&](const Unit<kDType>(&units)[kBlocks], int unit) {
-    multiply_unit<kDType>(sums, units, lane_rows + unsigned(unit * kFormat.tiles * 128), tiles);
-  };
-  PACELINE_UNROLL
-  for (int slot = 0; slot < kDepth; ++slot)
-    if (warp_of() + slot * kWarps < num_units) load(ring[slot], warp_of() + slot * kWarps);
-  int unit = warp_of();
-  for (; unit + (kDepth - 1) * kWarps < num_units; unit += kDepth * kWarps) {  // whole turns do not branch: loads of rows go ahead
-    PACELINE_UNROLL
-    for (int slot = 0; slot < kDepth; ++slot) {
-      multiply(ring[slot], unit + slot * kWarps);
-      if (unit + (slot + kDepth) * kWarps < num_units) load(ring[slot], unit + (slot + kDepth) * kWarps);
-    }
-  }
-  PACELINE_UNROLL
-  for (int slot = 0; slot < kDepth; ++slot)
-    if (unit + slot * kWarps < num_units) multiply(ring[slot], unit + slot * kWarps);
-}
-
-// In shared memory: [kWarps][kBlocks][8 kTiles rows][kLine]
+constexpr size_t kRingBytes = size_t(kWarps) * Ring<kDType, kBlocks, kTiles>::kRooms * Ring<kDType, kBlocks, kTiles>::kRoomBytes;
+// Behind the rings: [kWarps][kBlocks][8 kTiles rows][kLine]
 template <int kBlocks, int kTiles>
 constexpr size_t kPartSize = size_t(kBlocks) * 8 * kTiles * kLine;
 
@@ -138,8 +185,9 @@ __global__ void __launch_bounds__(kThreads) skinny_kernel(Rows rows, Task task, 
   const int left = *rows.live - task.first_row - first, live = left < 8 * kTiles ? left : 8 * kTiles;
   if (live <= 0) return;
   Sums<kBlocks, kTiles> sums{};
-  multiply_part<kDType>(sums, task);
-  float* parts = shared_memory<float>();
+  unsigned char* shared = shared_memory<unsigned char>();
+  Part<kDType, kBlocks, kTiles>(task, shared).multiply(sums);
+  float* parts = reinterpret_cast<float*>(shared + kRingBytes<kDType, kBlocks, kTiles>);
   put_part(sums, parts + warp_of() * kPartSize<kBlocks, kTiles>);
   __syncthreads();  // all parts are there
 
@@ -193,7 +241,8 @@ struct Gate {
 
 template <DType kDType, int kBlocks, int kTiles, class Finish>
 void launch_tiles(cudaStream_t stream, const Rows& rows, const Task& task, int num_blocks, const Finish& finish) {
-  constexpr size_t kShared = kWarps * kPartSize<kBlocks, kTiles> * sizeof(float);
+  constexpr size_t kShared = kRingBytes<kDType, kBlocks, kTiles> + kWarps * kPartSize<kBlocks, kTiles> * sizeof(float);
+  static_assert(kShared <= 99 << 10, "the least that a block may have on any device from 8.0 on");
   const int most = rows.capacity - task.first_row, covered = most < kRowBlock ? most : kRowBlock;
   const dim3 blocks(unsigned(num_blocks / kBlocks), unsigned((covered + 8 * kTiles - 1) / (8 * kTiles)));
   launch(skinny_kernel<kDType, kBlocks, kTiles, Finish>, blocks, kThreads, kShared, stream, rows, task, finish);
@@ -201,11 +250,12 @@ void launch_tiles(cudaStream_t stream, const Rows& rows, const Task& task, int n
 
 template <DType kDType, int kBlocks, class Finish>
 void launch_rows(cudaStream_t stream, const Rows& rows, const Task& task, int num_blocks, const Finish& finish) {
+  constexpr int kMostTiles = kBlocks == 2 || tile_format(kDType).groups ? 4 : 8;  // that registers have room for
   const int most = rows.capacity - task.first_row;
   if (most <= 8) launch_tiles<kDType, kBlocks, 1>(stream, rows, task, num_blocks, finish);
   else if (most <= 16) launch_tiles<kDType, kBlocks, 2>(stream, rows, task, num_blocks, finish);
   else if (most <= 32) launch_tiles<kDType, kBlocks, 4>(stream, rows, task, num_blocks, finish);
-  else launch_tiles<kDType, kBlocks, kMostSums / kBlocks>(stream, rows, task, num_blocks, finish);
+  else launch_tiles<kDType, kBlocks, kMostTiles>(stream, rows, task, num_blocks, finish);
 }
 
 template <int kBlocks, class Finish>
@@ -221,12 +271,13 @@ void launch_format(cudaStream_t stream, const Rows& rows, int first_row, const D
 
 }  // namespace
 
-void skinny_sums(cudaStream_t stream, const Rows& rows, int first_row, const DeviceMatrix& w, const void* operand, float* out, int stride, int n) {
+void skinny_sums(cudaStream_t stream, const Rows& rows, int first_row, const DeviceMatrix& w, const void* operand, float* out, int stride,
+                 int n) {
   launch_format<1>(stream, rows, first_row, w, operand, Write{out + size_t(first_row) * stride, stride, n});
 }
 
-void skinny_residual(cudaStream_t stream, const Rows& rows, int first_row, const DeviceMatrix& w, const void* operand, const float* bias, float* x,
-                     int d) {
+void skinny_residual(cudaStream_t stream, const Rows& rows, int first_row, const DeviceMatrix& w, const void* operand, const float* bias,
+                     float* x, int d) {
   launch_format<1>(stream, rows, first_row, w, operand, AddResidual{bias, x + size_t(first_row) * d, d});
 }
 
