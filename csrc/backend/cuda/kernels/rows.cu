@@ -79,7 +79,8 @@ struct FragmentOperand {
 
 // width: k and the zeros behind it.
 template <class Operand>
-__global__ void pack_rows_kernel(Rows rows, int first_row, const float* x, int k, int width, const float* norm, float eps, Operand operand) {
+__global__ void pack_rows_kernel(Rows rows, int first_row, const float* x, int k, int width, const float* norm, float eps,
+                                 Operand operand) {
   const int row = first_row + int(blockIdx.x);
   if (row >= *rows.live) return;
   const float* from = x + size_t(row) * k;
