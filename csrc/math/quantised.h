@@ -1,5 +1,5 @@
-// The integer formats, as arithmetic: how weights and activations become small integers. Backends store them as they like and
-// compute exactly this, so that sums of products are integers, which have no order.
+// The integer formats, as arithmetic: how weights and activations become small integers. Backends store them as they like; the
+// CPU computes exactly this, so that sums of products are integers, which have no order.
 //
 // Groups  of G values along K: 64, or 32 in int4_g32. The last one may be short.
 // int8    W[n, k] = scale[n] q, q in [-127, 127], scale fp32. Rows: x[k] = scale[g] q, likewise.
@@ -7,6 +7,8 @@
 // int4    W[n, k] = scale[n, g] q, q in [-8, 7], scale bf16; its sign is the opposite of the group's extreme's, which thereby gets
 //         the one value more that -8 has. Rows: x[k] = scale q, q in [-127, 127], one fp32 scale.
 //         out[n] = scale times the fma chain of scale[n, g] float(sum q q).
+// CUDA holds weights in the same way but rounds rows to bf16, in both formats: tensor cores multiply those at the full rate, and a pass
+// of few rows waits for weights, not for arithmetic.
 // Zeros get scale 1; where a NaN or an infinity comes in, the scale is NaN, so that it comes out again.
 //
 // So either side has groups, never both: that would cost one multiplication more per sum and group (8 % at 16 rows). int8 needs

@@ -51,6 +51,19 @@ def test_the_bundled_pair_on_cuda():
             break
 
 
+FORMATS = """
+said = {}
+for dtype, draft_dtype in (("bf16", "int4"), ("int8", "int4_g32"), ("int4", "int8")):
+    with paceline.Engine(*paceline.demo_pair(), device="cuda", dtype=dtype, draft_dtype=draft_dtype, max_model_len=128) as engine:
+        said[dtype] = [engine.generate("import os", max_tokens=6, num_speculative_tokens=tau).token_ids for tau in (0, 3)]
+"""
+
+
+def test_integer_weights_on_cuda():
+    for plain, speculative in run(FORMATS, **STUB).values():
+        assert len(plain) == 6 and plain == speculative
+
+
 ENGINE = 'said = paceline.Engine(paceline.demo_pair()[0], device={device!r}, max_model_len=64, warmup=False).info["notes"]'
 
 
@@ -72,7 +85,7 @@ def test_where_cuda_cannot_run_the_reason_is_given(environment, reason):
 
 def test_what_the_cuda_engine_does_not_do_is_refused_by_name():
     engine = "said = paceline.Engine(paceline.demo_pair()[0], device='cuda', {})"
-    assert "dtype must be fp32 or bf16 on device cuda, got int4" in run(engine.format("dtype='int4'"), **STUB)
+    assert "PACELINE_CUDA_MATMUL must be cublas or unset, got x" in run(engine.format(""), **STUB, PACELINE_CUDA_MATMUL="x")
     assert "weights_cache must be None on device cuda" in run(engine.format("weights_cache='x'"), **STUB)
 
 

@@ -2,6 +2,8 @@
 // kernels, and stubs of the runtime and of cuBLASLt that are as treacherous as the real ones.
 #include <cublasLt.h>
 
+#include <cstdlib>
+#include <optional>
 #include <set>
 
 #include "backend/cuda/kernels/kernels.h"
@@ -15,10 +17,34 @@ extern "C" const paceline::BackendPlugin* paceline_backend_plugin(uint32_t abi);
 using namespace paceline;
 using namespace paceline::test;
 
-std::shared_ptr<Backend> paceline::test::backend() {
-  static std::shared_ptr<Backend> shared = make_plugin_backend(*paceline_backend_plugin(kPluginAbi), 0);
-  return shared;
+namespace {
+
+std::shared_ptr<Backend> new_backend(const char* matmul = "") {
+  setenv("PACELINE_CUDA_MATMUL", matmul, 1);
+  return make_plugin_backend(*paceline_backend_plugin(kPluginAbi), 0);
 }
+
+std::shared_ptr<Backend>& current_backend() {
+  static std::shared_ptr<Backend> current = new_backend();
+  return current;
+}
+
+// As long as it lives, products in bf16 are cuBLAS's.
+class ByCublas {
+ public:
+  ByCublas() { swap(); }
+  ~ByCublas() { swap(); }
+
+ private:
+  static void swap() {
+    static std::shared_ptr<Backend> other = new_backend("cublas");
+    std::swap(other, current_backend());
+  }
+};
+
+}  // namespace
+
+std::shared_ptr<Backend> paceline::test::backend() { return current_backend(); }
 
 namespace {
 
@@ -30,8 +56,10 @@ TinyShape small_shape() {
 
 struct SmallPair {
   std::shared_ptr<Weights> target, draft;
+  SmallPair(DType dtype, DType draft_dtype, const TinyShape& shape = small_shape(), const std::shared_ptr<Backend>& on = backend())
+      : target(tiny_weights(on, shape, dtype, 1)), draft(tiny_weights(on, shape, draft_dtype, 1, 0.15f)) {}
   explicit SmallPair(DType dtype, const TinyShape& shape = small_shape(), const std::shared_ptr<Backend>& on = backend())
-      : target(tiny_weights(on, shape, dtype, 1)), draft(tiny_weights(on, shape, dtype, 1, 0.15f)) {}
+      : SmallPair(dtype, dtype, shape, on) {}
 };
 
 EngineOptions options_of(int tau, int batch = 1, int length = 128, DType kv = DType::bf16) {
@@ -61,12 +89,12 @@ std::vector<int> run(Engine& engine) {
   return tokens;
 }
 
-void check_taus(DType dtype, double temperature, unsigned seed, std::vector<int> taus) {
-  const SmallPair pair(dtype);
-  const std::vector<Job> jobs = jobs_of(4, temperature, 83, seed, 14);
+void check_taus(DType dtype, DType draft_dtype, double temperature, unsigned seed, std::vector<int> taus, int num_jobs = 4) {
+  const SmallPair pair(dtype, draft_dtype);
+  const std::vector<Job> jobs = jobs_of(num_jobs, temperature, 83, seed, 14);
   const std::vector<Text> plain = decode(pair.target, nullptr, 0, 1, jobs);
   for (int tau : taus) {
-    const std::string what = message(name_of(dtype), ", T ", temperature, ", tau ", tau);
+    const std::string what = message(name_of(dtype), ", draft ", name_of(draft_dtype), ", T ", temperature, ", tau ", tau);
     const std::vector<Text> texts = decode(pair.target, pair.draft, tau, 1 + tau % 3, jobs, Acceptance::coupled, 16 + 48 * (tau % 2));
     check_equal(texts, plain, what);
     check_draft_kv(pair.draft, jobs, texts, what);
@@ -76,9 +104,28 @@ void check_taus(DType dtype, double temperature, unsigned seed, std::vector<int>
 }  // namespace
 
 TEST(speculative_equals_plain_bit_for_bit) {
-  check_taus(DType::bf16, 0.0, 1, {1, 4});
-  check_taus(DType::bf16, 0.9, 2, {2, 3});
-  check_taus(DType::fp32, 0.8, 3, {2});
+  check_taus(DType::bf16, DType::bf16, 0.0, 1, {1, 4});
+  check_taus(DType::bf16, DType::bf16, 0.9, 2, {2, 3});
+  check_taus(DType::fp32, DType::fp32, 0.8, 3, {2});
+}
+
+TEST(integer_weights_speculate_bit_for_bit) {
+  check_taus(DType::bf16, DType::int4, 0.8, 4, {3}, 2);
+  check_taus(DType::int8, DType::int4_g32, 0.8, 5, {2}, 2);
+  check_taus(DType::int4, DType::int8, 0.0, 6, {4}, 2);
+}
+
+TEST(products_by_cublas_speculate_bit_for_bit) {
+  const ByCublas forced;
+  simt::reset_calls();
+  check_taus(DType::bf16, DType::bf16, 0.8, 7, {3}, 2);
+  CHECK(simt::num_calls("cublasLtMatmul") > 0);
+}
+
+TEST(cublas_multiplies_nothing_but_fp32) {
+  simt::reset_calls();
+  check_taus(DType::bf16, DType::int8, 0.8, 8, {1}, 1);
+  CHECK(simt::num_calls("cublasLtMatmul") == 0);
 }
 
 TEST(every_order_of_threads_gives_the_same_text) {
@@ -111,7 +158,8 @@ TEST(rejection_is_plain_at_temperature_zero_and_accepts_everything_when_draft_is
 // The two engines round alike but add in different orders: they may part only where the target hardly prefers one token.
 TEST(greedy_text_is_that_of_the_cpu_engine_up_to_near_ties) {
   const std::shared_ptr<Backend> cpu = make_cpu_backend(1, "");
-  for (DType dtype : {DType::bf16, DType::fp32}) {
+  for (const auto& [dtype, by_cublas] : std::vector<std::pair<DType, bool>>{{DType::bf16, false}, {DType::bf16, true}, {DType::fp32, true}}) {
+    const std::optional<ByCublas> forced = by_cublas ? std::optional<ByCublas>(std::in_place) : std::nullopt;
     const double near = dtype == DType::bf16 ? 0.15 : 1e-4;  // nats; 0.07 was seen in bf16: logits of this network spread over 20
     const SmallPair pair(dtype), on_cpu(dtype, small_shape(), cpu);
     int compared = 0;
@@ -194,8 +242,8 @@ TEST(a_cycle_is_one_launch) {
                               "cudaGraphInstantiate", "cudaStreamBeginCapture", "cudaMemsetAsync"})
       CHECK(simt::num_calls(never) == 0, never, ": ", simt::num_calls(never));
     CHECK(simt::num_calls("cudaMemcpyAsync") <= kCycles, simt::num_calls("cudaMemcpyAsync"));  // tau of the slot, when it changes
-    // Per pass: embed, per layer 4 products of 3 nodes and 2 for attention, the head's 3.
-    const int pass = 1 + 2 * (4 * 3 + 2) + 3;
+    // Per pass: embed, per layer 4 products of 2 nodes, one for q, k and v and 2 for attention, the head's 2.
+    const int pass = 1 + 2 * (4 * 2 + 1 + 2) + 2;
     CHECK(simt::num_graph_nodes() >= (tau + 1) * pass && simt::num_graph_nodes() <= (tau + 1) * (pass + 12) + 16, simt::num_graph_nodes(), " nodes");
   }
 }
@@ -241,8 +289,8 @@ TEST(any_failing_call_is_a_clean_error) {
     simt::fail_call(n);
     std::string said;
     try {
-      const std::shared_ptr<Backend> own = make_plugin_backend(*paceline_backend_plugin(kPluginAbi), 0);
-      const SmallPair pair(DType::bf16, shape, own);
+      const std::shared_ptr<Backend> own = new_backend();
+      const SmallPair pair(DType::bf16, DType::fp32, shape, own);  // products of either kind
       Engine engine(own, pair.target, pair.draft, options_of(1, 1, 66));
       engine.add({1, 2, 3, 4}, params_of(4));
       try {
@@ -273,7 +321,7 @@ TEST(any_failing_call_is_a_clean_error) {
 }
 
 TEST(what_the_device_cannot_do_is_refused_by_name) {
-  CHECK_THROWS(SmallPair(DType::int4), std::invalid_argument, "dtype must be fp32 or bf16 on device cuda, got int4");
+  CHECK_THROWS(new_backend("cutlass"), std::invalid_argument, "PACELINE_CUDA_MATMUL must be cublas or unset, got cutlass");
   CHECK(paceline_backend_plugin(kPluginAbi + 1) == nullptr);
   CHECK_THROWS(load_backend("/nowhere/libpaceline_cuda.so", 0), DeviceError, "/nowhere/libpaceline_cuda.so");
 }

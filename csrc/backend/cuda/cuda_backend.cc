@@ -3,13 +3,22 @@
 #include <cuda_profiler_api.h>
 
 #include <algorithm>
+#include <cstdlib>
 
 #include "backend/cuda/check.h"
+#include "backend/cuda/tiles.h"
 
 namespace paceline::cuda {
 namespace {
 
-const CudaMatrix& matrix_of(const PackedMatrix& packed) { return static_cast<const CudaMatrix&>(packed); }
+const DeviceMatrix& matrix_of(const PackedMatrix& packed) { return static_cast<const CudaMatrix&>(packed).view(); }
+
+bool cublas_is_forced() {
+  const char* forced = std::getenv("PACELINE_CUDA_MATMUL");
+  const std::string name = forced ? forced : "";
+  require(name.empty() || name == "cublas", "[Engine] PACELINE_CUDA_MATMUL must be cublas or unset, got ", name);
+  return !name.empty();
+}
 
 size_t page_bytes(const AttentionShape& shape, DType dtype) {
   return size_t(shape.num_kv_heads) * kPagePositions * shape.head_dim * size_of(dtype);
@@ -28,7 +37,7 @@ class CudaGraph final : public Graph {
 
 }  // namespace
 
-CudaBackend::CudaBackend(int device) {
+CudaBackend::CudaBackend(int device) : bf16_by_cublas_(cublas_is_forced()) {
   cudaDeviceProp properties{};
   check(cudaSetDevice(device), "cudaSetDevice");
   check(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties");
@@ -137,23 +146,29 @@ void CudaBackend::profile(bool on) {
 
 // ------------------------------------------------------------------------------------------------ the network
 
-template <class Finish>
-void CudaBackend::product(const Rows& rows, const float* x, const float* norm, float eps, const PackedMatrix& packed, Finish finish) {
-  const CudaMatrix& w = matrix_of(packed);
+template <class Each>
+void CudaBackend::for_each_block(const Rows& rows, const float* x, const float* norm, float eps, const DeviceMatrix& w, Each each) {
   for (int first = 0; first < rows.capacity; first += kRowBlock) {
-    pack_rows(stream_, rows, first, x, w.k(), norm, eps, w.dtype(), operand_.as<void>());
-    matmul_->multiply(w.data(), w.outputs(), padded_k(w.k()), w.dtype(), operand_.as<void>(), sums_.as<float>());
-    finish(first, sums_.as<float>(), w.outputs());
+    pack_rows(stream_, rows, first, x, w, norm, eps, operand_.as<void>());
+    each(first, operand_.as<void>());
   }
 }
 
-void CudaBackend::embed(const Rows& rows, const PackedMatrix& table, int d, float* x) {
-  cuda::embed(stream_, rows, matrix_of(table).data(), matrix_of(table).dtype(), d, x);
+const float* CudaBackend::multiplied(const DeviceMatrix& w, const void* operand) {
+  matmul_->multiply(w.data, kTile * w.num_blocks, padded_k(w.k), w.dtype, operand, sums_.as<float>());
+  return sums_.as<float>();
 }
+
+void CudaBackend::embed(const Rows& rows, const PackedMatrix& table, int d, float* x) { cuda::embed(stream_, rows, matrix_of(table), d, x); }
 
 void CudaBackend::norm_qkv_rope_write(const Rows& rows, const float* x, int, const QkvWeights& weights, const AttentionShape& shape,
                                       const KvLayer& kv, float* qkv) {
-  product(rows, x, weights.norm, weights.eps, *weights.qkv, [&](int first, const float* sums, int columns) {
+  const DeviceMatrix& w = matrix_of(*weights.qkv);
+  const int columns = kTile * w.num_blocks;
+  for_each_block(rows, x, weights.norm, weights.eps, w, [&](int first, const void* operand) {
+    const float* sums = qkv + size_t(first) * columns;
+    if (w.tiled) skinny_sums(stream_, rows, first, w, operand, qkv, columns, columns);
+    else sums = multiplied(w, operand);
     finish_qkv(stream_, rows, first, sums, columns, weights, shape, kv, qkv);
   });
 }
@@ -163,20 +178,26 @@ void CudaBackend::attention(const Rows& rows, const float* qkv, const AttentionS
 }
 
 void CudaBackend::linear_residual(const Rows& rows, const float* in, int, const PackedMatrix& packed, const float* bias, float* x, int d) {
-  product(rows, in, nullptr, 0, packed, [&](int first, const float* sums, int columns) {
-    finish_residual(stream_, rows, first, sums, columns, bias, x, d);
+  const DeviceMatrix& w = matrix_of(packed);
+  for_each_block(rows, in, nullptr, 0, w, [&](int first, const void* operand) {
+    if (w.tiled) skinny_residual(stream_, rows, first, w, operand, bias, x, d);
+    else finish_residual(stream_, rows, first, multiplied(w, operand), kTile * w.num_blocks, bias, x, d);
   });
 }
 
 void CudaBackend::norm_gate_up(const Rows& rows, const float* x, int, const float* norm, float eps, const PackedMatrix& packed, int f, float* out) {
-  product(rows, x, norm, eps, packed, [&](int first, const float* sums, int columns) {
-    finish_gate_up(stream_, rows, first, sums, columns, f, out);
+  const DeviceMatrix& w = matrix_of(packed);
+  for_each_block(rows, x, norm, eps, w, [&](int first, const void* operand) {
+    if (w.tiled) skinny_gate_up(stream_, rows, first, w, operand, f, out);
+    else finish_gate_up(stream_, rows, first, multiplied(w, operand), kTile * w.num_blocks, f, out);
   });
 }
 
 void CudaBackend::norm_head(const Rows& rows, const float* x, int, const float* norm, float eps, const PackedMatrix& packed, int v, float* logits) {
-  product(rows, x, norm, eps, packed, [&](int first, const float* sums, int columns) {
-    finish_logits(stream_, rows, first, sums, columns, v, logits);
+  const DeviceMatrix& w = matrix_of(packed);
+  for_each_block(rows, x, norm, eps, w, [&](int first, const void* operand) {
+    if (w.tiled) skinny_sums(stream_, rows, first, w, operand, logits, v, v);
+    else finish_logits(stream_, rows, first, multiplied(w, operand), kTile * w.num_blocks, v, logits);
   });
 }
 

@@ -14,21 +14,19 @@ namespace paceline::cuda {
 
 class CudaMatrix final : public PackedMatrix {
  public:
-  CudaMatrix(Buffer memory, int num_blocks, int k, DType dtype) : memory_(std::move(memory)), outputs_(16 * num_blocks), k_(k), dtype_(dtype) {}
+  CudaMatrix(Buffer memory, int num_blocks, int k, DType dtype, bool tiled)
+      : memory_(std::move(memory)), view_{memory_.as<void>(), dtype, num_blocks, k, tiled} {}
   size_t bytes() const override { return memory_.bytes(); }
-  void* data() const { return memory_.as<void>(); }  // [outputs, padded_k(k)] of dtype
-  int outputs() const { return outputs_; }
-  int k() const { return k_; }
-  DType dtype() const { return dtype_; }
+  const DeviceMatrix& view() const { return view_; }
 
  private:
   Buffer memory_;
-  int outputs_, k_;
-  DType dtype_;
+  DeviceMatrix view_;
 };
 
 class CudaBackend final : public Backend {
  public:
+  // PACELINE_CUDA_MATMUL=cublas gives products in bf16 to cuBLAS: an oracle for tests.
   explicit CudaBackend(int device);
   ~CudaBackend() override;
 
@@ -73,9 +71,12 @@ class CudaBackend final : public Backend {
   uint64_t hash_kv(const KvLayer&, const AttentionShape&, int slot, int position) override;
 
  private:
-  // finish(first_row, sums [kRowBlock, outputs]) for each block of rows of a product.
-  template <class Finish>
-  void product(const Rows& rows, const float* x, const float* norm, float eps, const PackedMatrix& w, Finish finish);
+  bool is_tiled(DType) const;  // and thereby multiplied by our own kernel
+  // each(first_row, operand) for each block of rows of a product.
+  template <class Each>
+  void for_each_block(const Rows& rows, const float* x, const float* norm, float eps, const DeviceMatrix& w, Each each);
+  // By cuBLAS: sums [kRowBlock, outputs].
+  const float* multiplied(const DeviceMatrix& w, const void* operand);
   void reserve(Buffer& buffer, size_t bytes);
   SamplingScratch sampling() const { return {sampling_scratch_.as<void>(), sampling_vocab_size_}; }
 
@@ -83,6 +84,7 @@ class CudaBackend final : public Backend {
   std::string description_;
   cudaStream_t stream_ = nullptr;
   std::unique_ptr<Matmul> matmul_;
+  bool bf16_by_cublas_ = false;
   // Scratch, grown while models are built. A graph keeps what it was captured with, so nothing of it goes before the backend does.
   Buffer operand_, sums_, attention_scratch_, sampling_scratch_;
   int sampling_vocab_size_ = 0;

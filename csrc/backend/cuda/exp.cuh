@@ -53,4 +53,10 @@ __device__ __forceinline__ float exp2_of(float x) {
   return scaled(p, n);
 }
 
+// silu(gate) up
+__device__ __forceinline__ float gated(float gate, float up) {
+  const float sigmoid = 1.0f / (1.0f + exp_of(-gate));
+  return gate * sigmoid * up;
+}
+
 }  // namespace paceline::cuda

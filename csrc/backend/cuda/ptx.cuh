@@ -2,9 +2,12 @@
 #pragma once
 
 #include "backend/cuda/launch.cuh"
+#include "math/bfloat16.h"
 
 #ifdef PACELINE_HOST_SIMT
 #include <chrono>
+#include <deque>
+#include <vector>
 #endif
 
 namespace paceline::cuda {
@@ -17,6 +20,141 @@ __device__ __forceinline__ int64_t global_timer() {
   int64_t nanoseconds;
   asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(nanoseconds));
   return nanoseconds;
+#endif
+}
+
+// ------------------------------------------------------------------------------------------------ copies on their way
+// From global to shared memory while the thread goes on. Copies up to a commit are a group; a wait leaves the newest groups on their
+// way, and what has arrived can be seen by the thread that copied it. Nobody else writes what they read while a kernel runs.
+
+#ifdef PACELINE_HOST_SIMT
+// As late as can be: a copy is made when it is waited for, and until then its place holds garbage.
+struct CopyOnItsWay {
+  void* to;
+  const void* from;
+  size_t bytes;
+};
+inline std::vector<std::deque<std::vector<CopyOnItsWay>>> copy_groups(1024);  // of each thread of the block; the newest one is open
+
+inline void host_copy(void* to, const void* from, size_t bytes) {
+  auto& groups = copy_groups[threadIdx.x];
+  if (groups.empty()) groups.emplace_back();
+  groups.back().push_back({to, from, bytes});
+  std::memset(to, 0xCB, bytes);
+}
+#else
+__device__ __forceinline__ unsigned shared_address(void* at) { return unsigned(__cvta_generic_to_shared(at)); }
+#endif
+
+// For what is read once: it leaves L2 before anything else does.
+using StreamPolicy = uint64_t;
+__device__ __forceinline__ StreamPolicy stream_policy() {
+  StreamPolicy policy = 0;
+#ifndef PACELINE_HOST_SIMT
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+#endif
+  return policy;
+}
+
+// 16 bytes, aligned, past L1.
+__device__ __forceinline__ void copy_streaming(void* to, const void* from, [[maybe_unused]] StreamPolicy policy) {
+#ifdef PACELINE_HOST_SIMT
+  host_copy(to, from, 16);
+#else
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "l"(policy) : "memory");
+#endif
+}
+// 4 or 8 bytes, aligned, through L1.
+template <int kBytes>
+__device__ __forceinline__ void copy_small(void* to, const void* from) {
+#ifdef PACELINE_HOST_SIMT
+  host_copy(to, from, kBytes);
+#else
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(shared_address(to)), "l"(from), "n"(kBytes) : "memory");
+#endif
+}
+__device__ __forceinline__ void commit_copies() {
+#ifdef PACELINE_HOST_SIMT
+  auto& groups = copy_groups[threadIdx.x];
+  if (groups.empty()) groups.emplace_back();
+  groups.emplace_back();
+#else
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+// Until no more than kNewest committed groups are on their way.
+template <int kNewest>
+__device__ __forceinline__ void wait_for_copies() {
+#ifdef PACELINE_HOST_SIMT
+  auto& groups = copy_groups[threadIdx.x];
+  for (; groups.size() > kNewest + 1; groups.pop_front())
+    for (const CopyOnItsWay& copy : groups.front()) std::memcpy(copy.to, copy.from, copy.bytes);
+#else
+  asm volatile("cp.async.wait_group %0;" ::"n"(kNewest) : "memory");
+#endif
+}
+
+// ------------------------------------------------------------------------------------------------ pairs of bf16
+// Two bf16 in a register, the first in the low half. a - b, each half rounded to nearest.
+__device__ __forceinline__ uint32_t subtract_pairs(uint32_t a, uint32_t b) {
+#ifdef PACELINE_HOST_SIMT
+  const float low = from_bf16(bf16(a)) - from_bf16(bf16(b)), high = from_bf16(bf16(a >> 16)) - from_bf16(bf16(b >> 16));
+  return uint32_t(to_bf16(low)) | uint32_t(to_bf16(high)) << 16;
+#else
+  uint32_t difference;  // a * 1 - b: the subtraction itself is an instruction from compute capability 9.0 on
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(difference) : "r"(a), "r"(0x3f803f80u), "r"(b ^ 0x80008000u));
+  return difference;
+#endif
+}
+
+// ------------------------------------------------------------------------------------------------ tensor cores
+// Fragments of mma.m16n8k16, one per lane (PTX ISA, "Matrix fragments for mma.m16n8k16"). With g = lane / 4 and t = lane % 4:
+//   A [16 x 16]  a[0]: row g, columns 2t, 2t + 1    a[1]: row g + 8    a[2]: row g, columns 2t + 8, 2t + 9    a[3]: row g + 8, those
+//   B [16 x 8]   b[0]: rows 2t, 2t + 1 of column g                     b[1]: rows 2t + 8, 2t + 9
+//   C [16 x 8]   c[0], c[1]: row g, columns 2t, 2t + 1                 c[2], c[3]: row g + 8
+struct FragmentA {
+  uint32_t a[4];
+};
+struct FragmentB {
+  uint32_t b[2];
+};
+struct FragmentC {
+  float c[4];
+};
+
+#ifdef PACELINE_HOST_SIMT
+struct LaneFragments {
+  const FragmentA* a;
+  const FragmentB* b;
+};
+inline float half_of(const uint32_t* registers, int index) { return from_bf16(bf16(registers[index / 2] >> (index % 2 * 16))); }
+
+// c + A B at (row, column), from the fragments of all lanes: products are exact, their sum is rounded once.
+inline float multiplied(const LaneFragments* const* lanes, int row, int column, float c) {
+  double sum = c;
+  for (int k = 0; k < 16; ++k) {
+    const float a = half_of(lanes[row % 8 * 4 + k % 8 / 2]->a->a, k / 8 * 4 + row / 8 * 2 + k % 2);
+    const float b = half_of(lanes[column * 4 + k % 8 / 2]->b->b, k / 8 * 2 + k % 2);
+    sum += double(a) * double(b);
+  }
+  return float(sum);
+}
+#endif
+
+// c += A B. All 32 lanes of the warp call it. Columns do not meet: a NaN in one of B spoils that one of C.
+__device__ __forceinline__ void multiply_add(FragmentC& c, const FragmentA& a, const FragmentB& b) {
+#ifdef PACELINE_HOST_SIMT
+  const LaneFragments mine{&a, &b};
+  const LaneFragments* lanes[32];
+  static_assert(sizeof lanes == 32 * sizeof(unsigned long long));
+  std::memcpy(lanes, simt::exchange(0xffffffffu, simt::bits_from(&mine)), sizeof lanes);
+  const int g = simt::lane() / 4, t = simt::lane() % 4;
+  for (int i = 0; i < 4; ++i) c.c[i] = multiplied(lanes, g + i / 2 * 8, 2 * t + i % 2, c.c[i]);
+  simt::exchange(0xffffffffu, 0);  // nobody changes a fragment that another lane still reads
+#else
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+               : "+f"(c.c[0]), "+f"(c.c[1]), "+f"(c.c[2]), "+f"(c.c[3])
+               : "r"(a.a[0]), "r"(a.a[1]), "r"(a.a[2]), "r"(a.a[3]), "r"(b.b[0]), "r"(b.b[1]));
 #endif
 }
 

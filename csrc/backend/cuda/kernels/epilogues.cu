@@ -1,4 +1,5 @@
-// What becomes of the sums of a product, for up to kRowBlock rows. s[t] is the row's sums, fp32.
+// What becomes of the sums of a product, for up to kRowBlock rows. s[t] is the row's sums, fp32. All but finish_qkv follow products of
+// cuBLAS alone.
 //
 //   finish_residual  x[t] += s[t] + bias                      bytes 12 d per row           grid (d / kThreads, kRowLanes)
 //   finish_gate_up   out[t] = silu(gate) up                   bytes 12 f per row           grid (f / kThreads, kRowLanes)
@@ -45,9 +46,7 @@ __global__ void residual_kernel(Rows rows, int first_row, const float* sums, int
 __global__ void gate_up_kernel(Rows rows, int first_row, const float* sums, int columns, int f, float* out) {
   for_each_value(rows, first_row, f, [=](int row, int index, int column) {
     const float* pair = sums + size_t(index) * columns + column / 16 * 32 + column % 16;
-    const float gate = pair[0], up = pair[16];
-    const float sigmoid = 1.0f / (1.0f + exp_of(-gate));
-    out[size_t(row) * f + column] = gate * sigmoid * up;
+    out[size_t(row) * f + column] = gated(pair[0], pair[16]);
   });
 }
 

@@ -1,9 +1,10 @@
 // The kernels of the CUDA engine as plain functions: each enqueues its work on the stream and returns. One family per file; the head
 // of each .cu says what it computes, moves and costs. Built with --fmad=false and -ftz=true: the floating-point mode of the CPU engine.
 //
-// Products of weights and rows are cuBLAS's (matmul.h), in blocks of kRowBlock rows whatever the pass has, so that its choice of
-// kernel cannot depend on them. Rows enter as an operand [kRowBlock, padded_k] of the weights' dtype, and leave as sums
-// [kRowBlock, outputs] in fp32, which a kernel of this list takes further. Sums of rows that do not live are garbage.
+// Products of weights and rows go in blocks of up to kRowBlock rows: pack_rows rounds them into an operand, then
+//   * skinny_gemm.cu multiplies it with weights in tiles (tiles.h) and finishes the sums where they come up: every dtype but fp32;
+//   * or cuBLAS (matmul.h) makes sums [kRowBlock, outputs] of it, always of all kRowBlock rows, so that its choice of kernel cannot
+//     depend on them; a kernel of epilogues.cu takes those further. Sums of rows that do not live are garbage.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -19,17 +20,34 @@ constexpr int padded_k(int k) { return (k + 15) / 16 * 16; }
 // Outputs of a packed matrix come in blocks of 16.
 constexpr int padded_columns(int n) { return (n + 15) / 16 * 16; }
 
+// Packed weights: tiles, or rows [16 num_blocks, padded_k(k)] of fp32 or bf16.
+struct DeviceMatrix {
+  void* data;
+  DType dtype;
+  int num_blocks, k;
+  bool tiled;
+};
+
 // ------------------------------------------------------------------------------------------------ rows.cu
-void embed(cudaStream_t, const Rows&, const void* table /* [V, padded_k(d)] */, DType, int d, float* x);
-// operand = rows [first_row, first_row + kRowBlock) of x [T, k], RMSNorm(x) * norm where norm is given.
-void pack_rows(cudaStream_t, const Rows&, int first_row, const float* x, int k, const float* norm, float eps, DType, void* operand);
+void embed(cudaStream_t, const Rows&, const DeviceMatrix& table, int d, float* x);
+// operand = rows [first_row, first_row + kRowBlock) of x [T, k], RMSNorm(x) * norm where norm is given, as products with w want them:
+// fragments of bf16 (tiles.h), or [kRowBlock, padded_k(k)] of its dtype.
+void pack_rows(cudaStream_t, const Rows&, int first_row, const float* x, const DeviceMatrix& w, const float* norm, float eps,
+               void* operand);
+
+// ------------------------------------------------------------------------------------------------ skinny_gemm.cu
+// Of the rows that pack_rows made an operand of and tiles. out [T, stride], of which a row has n; x [T, d]; out [T, f].
+void skinny_sums(cudaStream_t, const Rows&, int first_row, const DeviceMatrix&, const void* operand, float* out, int stride, int n);
+void skinny_residual(cudaStream_t, const Rows&, int first_row, const DeviceMatrix&, const void* operand, const float* bias, float* x,
+                     int d);
+void skinny_gate_up(cudaStream_t, const Rows&, int first_row, const DeviceMatrix&, const void* operand, int f, float* out);
 
 // ------------------------------------------------------------------------------------------------ epilogues.cu
 // What becomes of the sums of rows [first_row, first_row + kRowBlock). `columns` is the distance between their rows.
 void finish_residual(cudaStream_t, const Rows&, int first_row, const float* sums, int columns, const float* bias, float* x, int d);
 void finish_gate_up(cudaStream_t, const Rows&, int first_row, const float* sums, int columns, int f, float* out);
 void finish_logits(cudaStream_t, const Rows&, int first_row, const float* sums, int columns, int v, float* logits);
-// Bias, norm of heads, rotation; K and V to their pages.
+// Bias, norm of heads, rotation; K and V to their pages. qkv may be where the sums are.
 void finish_qkv(cudaStream_t, const Rows&, int first_row, const float* sums, int columns, const QkvWeights&, const AttentionShape&,
                 const KvLayer&, float* qkv);
 
