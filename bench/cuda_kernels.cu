@@ -163,6 +163,8 @@ void print_not_run(const std::string& cell, const std::string& reason) {
   std::fflush(stdout);
 }
 
+bool any_failed = false;
+
 // A cell that fails is told and does not stop the others; after an error of the device all that follow fail as well.
 void cell(const std::string& name, const std::function<void()>& body) {
   try {
@@ -172,6 +174,7 @@ void cell(const std::string& name, const std::function<void()>& body) {
   } catch (const std::exception& error) {
     std::string text;
     for (char c : std::string(error.what())) text += c == '"' || c == '\\' ? '\'' : c;
+    any_failed = true;
     std::puts(("{\"cell\": \"" + name + "\", \"failed\": \"" + text + "\"}").c_str());
     std::fflush(stdout);
   }
@@ -480,5 +483,5 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "%s\n", error.what());
     return 1;
   }
-  return 0;
+  return any_failed;
 }

@@ -7,7 +7,8 @@
     python bench/gpu_gate.py --part all --stub         all of them on any machine, tiny, over stubs of driver, runtime and cuBLAS
 
 No network. A part ends within --minutes; each cell is kept in OUT/PART.cells.jsonl when it finishes, the report is OUT/PART.md and
-OUT/PART.json. What a machine refuses or lacks is "not run" with the reason, never passed. Exit status 1 if a cell failed.
+OUT/PART.json. What a machine refuses or lacks is "not run" with the reason, never passed. Exit status 1 if a cell failed, 2 if a part
+has none that ran.
 """
 
 import argparse
@@ -34,16 +35,16 @@ def main():
                         help="where planted pairs are written and kept, 25 GB (default planted-pairs in the temporary folder)")
     parser.add_argument("--stub", action="store_true", help="no GPU: tiny shapes over the stub that make test builds")
     options = parser.parse_args()
-    status = 0
+    statuses = []
     for part in PARTS if options.part == "all" else [options.part]:
         gate = Gate(part, options.out, options.minutes, stub=options.stub, facts=machine.facts(options.stub))
         print(f"==== {part}", flush=True)
         built = machine.build(gate)
         if built:
             PARTS[part](gate, built, options.scratch)
-        status |= gate.finish()
+        statuses.append(gate.finish())
         print(f"==== {part}: {gate.out / part}.md", flush=True)
-    sys.exit(status)
+    sys.exit(1 if 1 in statuses else max(statuses))
 
 
 if __name__ == "__main__":

@@ -72,20 +72,20 @@ class Gate:
     def stream(self, name, command, *, limit, environment=None, status=MEASURED, targets=lambda name, data: (), prefix=""):
         """Cells of a program that prints one JSON object per line: {"cell": name, ...} and, where it could not, "failed" or "not_run" with
         the reason. A program that ends badly, or falls silent, is a failed cell of its own."""
-        start, answers = time.monotonic(), 0
+        begun, answers = time.monotonic(), 0
 
         def body():
-            nonlocal answers
+            nonlocal begun, answers
             for line in self._lines(command, limit, environment):
                 data = json.loads(line)
                 cell = prefix + data.pop("cell")
-                now = time.monotonic()
+                seconds, begun = time.monotonic() - begun, time.monotonic()
                 if "failed" in data:
-                    self.record(cell, FAILED, reason=data.pop("failed"), data=data)
+                    self.record(cell, FAILED, reason=data.pop("failed"), seconds=seconds, data=data)
                 elif "not_run" in data:
                     self.record(cell, NOT_RUN, reason=data.pop("not_run"), data=data)
                 else:
-                    self.record(cell, data.pop("status", status), seconds=now - start, data=data, targets=targets(cell, data))
+                    self.record(cell, data.pop("status", status), seconds=seconds, data=data, targets=targets(cell, data))
                 answers += 1
             if not answers:
                 raise Failed("it ended without a result")
@@ -110,7 +110,7 @@ class Gate:
                 yield from _lines_until(process, until)
             except TimeoutError:
                 late = Failed if self.left() > 0 else NotRun
-                raise late(f"did not end within {limit if late is Failed else time.monotonic() - self.start:.0f} s") from None
+                raise late(f"did not end within {limit if late is Failed else time.monotonic() - self.start:.3g} s") from None
             finally:
                 process.kill()
                 process.wait()
@@ -120,7 +120,7 @@ class Gate:
                 raise Failed(f"ended with status {process.returncode}: {errors.read().strip()[-600:]}")
 
     def finish(self):
-        """Write the report and its JSON. The exit status: 1 if a cell failed, or if none ran."""
+        """Write the report and its JSON. The exit status: 1 if a cell failed, 2 if none ran at all."""
         statuses = [cell["status"] for cell in self.cells]
         summary = {each: statuses.count(each) for each in (PASSED, MEASURED, FAILED, NOT_RUN)}
         met = [target["met"] for cell in self.cells for target in cell["targets"]]
@@ -128,7 +128,7 @@ class Gate:
                    targets_met=sum(met), targets_missed=len(met) - sum(met), **self.facts, cells=self.cells)
         (self.out / f"{self.part}.json").write_text(json.dumps(run, indent=1))
         (self.out / f"{self.part}.md").write_text(markdown(run))
-        return int(summary[FAILED] > 0)
+        return 1 if summary[FAILED] else 0 if summary[PASSED] or summary[MEASURED] else 2
 
 
 def _lines_until(process, until):

@@ -1,13 +1,14 @@
 """Whether the CUDA engine is right on this device: its kernel tests, the sanitizers over them, parity, row invariance, the CPU engine."""
 
 import json
+import re
 import shutil
 
 from gate.cells import FAILED, PASSED, Failed, NotRun
 
 TOKENS = 100_000  # that speculative and plain decoding must have in common
 SANITIZER_SKIPS = ("engine_test",)  # minutes under a sanitizer, and its kernels are those of the other tests
-STUB_TESTS = ("rows_test", "cycle_test")  # the others are ctest's, and take minutes
+STUB_TESTS = ("rows_test",)  # the others are ctest's, and take minutes
 
 
 def run_test(gate, built, program, *filters):
@@ -32,9 +33,9 @@ def sanitize(gate, built, program, tool):
         summary = [line for line in done.stdout.splitlines() if "SUMMARY" in line]
         if not summary:
             raise NotRun(f"compute-sanitizer gave no summary: {' / '.join(done.stdout.splitlines()[-6:])}")
-        if done.returncode or "0 errors" not in summary[-1] and "0 hazards" not in summary[-1]:
-            if "Device not supported" in done.stdout:
-                raise NotRun("compute-sanitizer: Device not supported")
+        if "Device not supported" in done.stdout:
+            raise NotRun("compute-sanitizer: Device not supported")
+        if done.returncode or not re.search(r"\b0 (errors|hazards)\b", summary[-1]):
             raise Failed(f"status {done.returncode}, {summary[-1]}: {' / '.join(line for line in done.stdout.splitlines() if '=====' in line)[:1200]}")
         return dict(said=summary[-1].strip("= "))
 
@@ -66,15 +67,15 @@ def run(gate, built, scratch):
     steady = built.directory / f"{built.prefix}_engine_test"
     gate.cell("a cycle is one launch, without allocations or synchronisations", run_test(gate, built, steady, "a_cycle_is_one_launch"))
 
-    sizes = dict(taus=[1, 4], temperatures=[0.0, 0.8], batches=[1, 2], prompts=2, tokens=6) if gate.stub else dict(
+    sizes = dict(taus=[2], temperatures=[0.8], batches=[1, 2], prompts=1, tokens=4) if gate.stub else dict(
         taus=list(range(1, 9)), temperatures=[0.0, 0.8, 1.3], batches=[1, 3, 8], prompts=8, tokens=200)
     asked = {
         "parity": sizes,
-        "invariance": dict(starts=[5], most=4) if gate.stub else dict(starts=[1, 5, 48, 63, 64, 65, 100, 127, 200], most=16),
-        "greedy": dict(prompts=1, tokens=6) if gate.stub else dict(prompts=8, tokens=200)}
+        "invariance": dict(starts=[5], most=3) if gate.stub else dict(starts=[1, 5, 48, 63, 64, 65, 100, 127, 200], most=16),
+        "greedy": dict(prompts=1, tokens=4) if gate.stub else dict(prompts=8, tokens=200)}
     for job, details in asked.items():
         gate.stream(job, built.worker(job, json.dumps(details)), limit=300, environment=built.environment, status=PASSED)
-    check_parity(gate, 40 if gate.stub else TOKENS)
+    check_parity(gate, 16 if gate.stub else TOKENS)
 
     for tool in ("memcheck", "racecheck"):
         for program in built.tests():

@@ -1,6 +1,6 @@
 """Jobs of the gate that need the engine, in a process of their own: one JSON object per line as each is done (gate/cells.py).
 
-    python engine_worker.py parity|invariance|greedy|cycle '{"...": ...}'
+    python engine_worker.py parity|invariance|greedy|cycle|serve '{"...": ...}'
 """
 
 import functools
@@ -119,8 +119,8 @@ def share_weights():
 
 
 def prompts_of(count, length):
-    """Ids from FIRST_ID of the planted pair up; never twice the same."""
-    return [np.random.RandomState(i).randint(3, 500, length).tolist() for i in range(count)]
+    """Ids that even the tiny pair has."""
+    return [np.random.RandomState(i).randint(3, 290, length).tolist() for i in range(count)]
 
 
 def decoded(engine, prompts, tokens, tau):
@@ -158,19 +158,17 @@ def cycle(target, cases, device, until):
             continue
         length = context + tokens + max(taus) + 1
         try:
-            with paceline.Engine(case.get("target", target), case["draft"], device=device, dtype="bf16", draft_dtype=case["draft_dtype"] if case["draft"] else "auto",
-                                 num_speculative_tokens=max(taus) if case["draft"] else 0, max_num_seqs=batch, max_model_len=length,
-                                 kv_cache_tokens=batch * (length + 64)) as engine:
-                prompts = prompts_of(batch, context)
-                engine.generate_batch([prompt[:16] for prompt in prompts], max_tokens=4, ignore_eos=True)
-                medians, same = measure(engine, prompts, tokens, taus, case["repetitions"])
-                memory = engine.info["weight_bytes"] + engine.info["kv_cache_bytes"] + engine.info["workspace_bytes"]
-        except ValueError as error:
+            engine = paceline.Engine(
+                case.get("target", target), case["draft"], device=device, dtype="bf16", draft_dtype=case["draft_dtype"] if case["draft"] else "auto",
+                num_speculative_tokens=max(taus) if case["draft"] else 0, max_num_seqs=batch, max_model_len=length, kv_cache_tokens=batch * (length + 64))
+        except (ValueError, paceline.CapacityError) as error:  # a format that the device does not know, or no room
             say(label, not_run=str(error))
             continue
-        except paceline.CapacityError as error:
-            say(label, not_run=f"out of memory: {error}")
-            continue
+        with engine:
+            prompts = prompts_of(batch, context)
+            engine.generate_batch([prompt[:16] for prompt in prompts], max_tokens=4, ignore_eos=True)
+            medians, same = measure(engine, prompts, tokens, taus, case["repetitions"])
+            memory = engine.info["weight_bytes"] + engine.info["kv_cache_bytes"] + engine.info["workspace_bytes"]
         if not same:
             say(f"{label}, texts", failed="the texts of different tau are not the same")
         plain = medians[taus[0]]
@@ -180,6 +178,18 @@ def cycle(target, cases, device, until):
                 tokens_per_cycle=of["per_cycle"], cycle_ms=1e3 * of["cycle"], target_pass_ms=1e3 * of["verify"],
                 draft_pass_ms=1e3 * of["draft"] / tau if tau else 0.0, over_one_row=of["verify"] / plain["verify"],
                 beyond_passes_us=1e6 * (of["cycle"] - passes), sample_us=1e6 * of["sample"], memory_gb=memory / 1e9)
+
+
+# ---------------------------------------------------------------------------------------------------- peers
+def serve(target, draft, tau, length):
+    """Answers questions over pipes, as the workers of bench/peer_workers do."""
+    with paceline.Engine(target, draft, device="cuda", dtype="bf16", num_speculative_tokens=tau, max_model_len=length + tau + 1,
+                         kv_cache_tokens=length + tau + 65) as engine:
+        print("ready plain speculative", flush=True)
+        for line in sys.stdin:
+            asked = json.loads(line)
+            result = engine.generate(asked["prompt"], max_tokens=asked["tokens"], ignore_eos=True, num_speculative_tokens=asked.get("tau", 0))
+            print(json.dumps({"seconds": 1 / result.stats.decode_tokens_per_second, "tokens": list(result.token_ids)}), flush=True)
 
 
 def main():
