@@ -87,6 +87,9 @@ class Device {
     for (cudaEvent_t* event : {&begin_, &end_}) cuda::check(cudaEventCreate(event), "cudaEventCreate");
     found_ = backend.allocate(sizeof(unsigned));
   }
+  ~Device() {
+    for (cudaEvent_t event : {begin_, end_}) cudaEventDestroy(event);
+  }
 
   template <class T>
   Buffer filled(size_t count, float scale = 1) {
@@ -189,7 +192,8 @@ void bandwidth(Device& device, const Options& options) {
   const size_t bytes = 4 * options.cold_bytes();
   Buffer from = device.filled<float>(bytes / 4), to = device.filled<float>(bytes / 4);
   Contender read = reader(device, from), copy = contender(device, 1, [&](int) {
-    cuda::check(cudaMemcpyAsync(to.as<void>(), from.as<void>(), bytes, cudaMemcpyDeviceToDevice, device.backend.stream()), "cudaMemcpyAsync");
+    cuda::check(cudaMemcpyAsync(to.as<void>(), from.as<void>(), bytes, cudaMemcpyDeviceToDevice, device.backend.stream()),
+                "cudaMemcpyAsync");
   });
   measure(device, {&read, &copy}, options.repetitions);
   print("bandwidth, read", {{"microseconds", read.time()}, {"gb_per_s", double(bytes) / read.time() / 1e3}});
@@ -268,7 +272,8 @@ struct Product {
   std::function<void(const PackedMatrix&, const Rows&)> operation;
 };
 
-void product(Device& device, Library& library, const Options& options, const Geometry& g, const Product& p, DType dtype, const Buffer& cold) {
+void product(Device& device, Library& library, const Options& options, const Geometry& g, const Product& p, DType dtype,
+             const Buffer& cold) {
   cuda::CudaBackend& backend = device.backend;
   const int blocks = cuda::padded_columns(p.outputs) / 16;
   const size_t bytes = backend.matrix_bytes(blocks, p.k, dtype);
@@ -289,8 +294,9 @@ void product(Device& device, Library& library, const Options& options, const Geo
   for (int count : counts) {
     rows.push_back(std::make_unique<PassRows>(device, count, 127));
     all.push_back(contender(device, int(copies.size()), [&](int i) { p.operation(*copies[i], rows.back()->rows()); }));
-    all.push_back(dtype == DType::bf16 ? library.fastest(weights, 16 * blocks, cuda::padded_k(p.k), count, operand.as<void>(), sums.as<float>())
-                                       : Contender{});
+    all.push_back({});
+    if (dtype == DType::bf16)
+      all.back() = library.fastest(weights, 16 * blocks, cuda::padded_k(p.k), count, operand.as<void>(), sums.as<float>());
   }
   std::vector<Contender*> timed;
   for (Contender& each : all)
@@ -302,7 +308,10 @@ void product(Device& device, Library& library, const Options& options, const Geo
     std::vector<std::pair<const char*, double>> values = {
         {"microseconds", ours.time()}, {"bytes", double(bytes)}, {"gb_per_s", double(bytes) / ours.time() / 1e3},
         {"of_read", double(bytes) / ours.time() / 1e3 / read}, {"over_one_row", ours.time() / all[1].time()}};
-    if (theirs.graph) values.insert(values.end(), {{"cublas_microseconds", theirs.time()}, {"cublas_over_ours", theirs.time() / ours.time()}});
+    if (theirs.graph) {
+      values.emplace_back("cublas_microseconds", theirs.time());
+      values.emplace_back("cublas_over_ours", theirs.time() / ours.time());
+    }
     print(message(g.name, ", ", name_of(dtype), ", ", p.name, ", ", counts[i], " rows"), values);
   }
 }
@@ -321,7 +330,8 @@ void products(Device& device, const Options& options, const Geometry& g) {
   const KvLayer layer{pages.as<bf16>(), pages.as<bf16>() + size_t(2) * kPagePositions * kv, table.as<int32_t>(), 2, DType::bf16};
   const std::vector<Product> all = {
       {"qkv", columns, g.hidden, [&](const PackedMatrix& w, const Rows& rows) {
-         backend.norm_qkv_rope_write(rows, x.as<float>(), g.hidden, {&w, norm.as<float>(), nullptr, nullptr, nullptr, 1e-5f}, shape, layer, out.as<float>());
+         backend.norm_qkv_rope_write(rows, x.as<float>(), g.hidden, {&w, norm.as<float>(), nullptr, nullptr, nullptr, 1e-5f}, shape, layer,
+                                     out.as<float>());
        }},
       {"output", g.hidden, q, [&](const PackedMatrix& w, const Rows& rows) {
          backend.linear_residual(rows, in.as<float>(), q, w, nullptr, x.as<float>(), g.hidden);
@@ -347,7 +357,8 @@ void attention(Device& device, const Options& options, const Geometry& g, int co
   const int pages = (context + kPagePositions - 1) / kPagePositions;
   const size_t plane = size_t(pages) * kPagePositions * kv;
   const int copies = std::max<int>(2, int(options.cold_bytes() / (4 * plane)));
-  Buffer keys = device.filled<bf16>(plane * copies), values = device.filled<bf16>(plane * copies), cold = device.filled<float>(options.cold_bytes() / 4);
+  Buffer keys = device.filled<bf16>(plane * copies), values = device.filled<bf16>(plane * copies);
+  Buffer cold = device.filled<float>(options.cold_bytes() / 4);
   std::vector<int32_t> places(pages);
   for (int i = 0; i < pages; ++i) places[i] = i;
   Buffer table = device.uploaded(places), qkv = device.filled<float>(size_t(16) * columns), out = device.filled<float>(size_t(16) * q);
@@ -361,7 +372,8 @@ void attention(Device& device, const Options& options, const Geometry& g, int co
     rows.push_back(std::make_unique<PassRows>(device, count, context - 1));
     all.push_back(contender(device, copies, [&](int i) {
       backend.attention(rows.back()->rows(), qkv.as<float>(), shape,
-                        {keys.as<bf16>() + i * plane, values.as<bf16>() + i * plane, table.as<int32_t>(), pages, DType::bf16}, out.as<float>());
+                        {keys.as<bf16>() + i * plane, values.as<bf16>() + i * plane, table.as<int32_t>(), pages, DType::bf16},
+                        out.as<float>());
     }));
   }
   std::vector<Contender*> timed;
@@ -398,15 +410,17 @@ void cycle(Device& device, const Options& options, const char* name, int tau, in
   state.num_slots = 1, state.tau_max = tau, state.tokens_stride = stride;
   state.vocab_limit = state.draft_vocab_limit = state.draft_vocab_size = vocab;
   state.draft_max_len = params.end_length, state.acceptance = acceptance;
-  state.tokens = make(std::vector<int32_t>(stride, 1)), state.length = make({length}), state.running = make({1}), state.wanted_tau = make({tau});
-  state.drafting = make({0}), state.target_cached = make({length - 1}), state.draft_cached = make({length - 1}), state.draft_fed = make({0});
+  state.tokens = make(std::vector<int32_t>(stride, 1)), state.length = make({length}), state.running = make({1});
+  state.wanted_tau = make({tau}), state.drafting = make({0}), state.draft_fed = make({0});
+  state.target_cached = make({length - 1}), state.draft_cached = make({length - 1});
   state.first_row = make({0}), state.draft_row = make(std::vector<int32_t>(tau, 0));
   Buffer slot = device.uploaded(std::vector<SlotParams>{params});
   state.params = slot.as<SlotParams>();
   Buffer drafts = device.filled<float>(size_t(tau + 1) * vocab, 3), logits = device.filled<float>(size_t(tau + 1) * vocab, 3);
   state.draft_logits = drafts.as<float>();
   const size_t emitted = tau + 1;
-  Buffer result = backend.allocate_shared(sizeof(CycleResult)), tokens = backend.allocate_shared(4 * emitted), logprobs = backend.allocate_shared(4 * emitted);
+  Buffer result = backend.allocate_shared(sizeof(CycleResult));
+  Buffer tokens = backend.allocate_shared(4 * emitted), logprobs = backend.allocate_shared(4 * emitted);
   Buffer ids = backend.allocate_shared(4 * emitted * kMaxTopLogprobs), tops = backend.allocate_shared(4 * emitted * kMaxTopLogprobs);
   const CycleResults to{result.as<CycleResult>(), tokens.as<int32_t>(), logprobs.as<float>(), ids.as<int32_t>(), tops.as<float>(), nullptr};
   const PassRows draft_rows(device, 2, length), verify_rows(device, tau + 1, length + tau);
@@ -419,7 +433,8 @@ void cycle(Device& device, const Options& options, const char* name, int tau, in
     backend.plan_verify(state, verify_rows.rows());
     if (accepting) backend.accept(state, logits.as<float>(), vocab, to);
   };
-  Contender plans = contender(device, 1, [&](int) { line(false, false); }), drafting = contender(device, 1, [&](int) { line(true, false); });
+  Contender plans = contender(device, 1, [&](int) { line(false, false); });
+  Contender drafting = contender(device, 1, [&](int) { line(true, false); });
   Contender whole = contender(device, 1, [&](int) { line(true, true); });
   measure(device, {&plans, &drafting, &whole}, options.repetitions);
   print(message("a cycle's own kernels, tau ", tau, ", vocabulary ", vocab, ", ", name),

@@ -29,7 +29,8 @@ PARTS = {"correctness": correctness.run, "kernels": kernels.run, "cycle": cycle.
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--part", choices=[*PARTS, "all"], required=True)
-    parser.add_argument("--out", type=pathlib.Path, default=HERE.parent / "build/gate", help="where cells and reports go (default build/gate)")
+    parser.add_argument("--out", type=pathlib.Path, default=HERE.parent / "build/gate",
+                        help="where cells and reports go (default build/gate)")
     parser.add_argument("--minutes", type=option.in_range(float, 0.1, 1000), default=8.0, help="that a part may take (default 8)")
     parser.add_argument("--scratch", type=pathlib.Path, default=pathlib.Path(tempfile.gettempdir()) / "planted-pairs",
                         help="where planted pairs are written and kept, 25 GB (default planted-pairs in the temporary folder)")

@@ -156,8 +156,8 @@ def write_pair(out, *, vocab, target, draft, alpha, seed=0, context=16384):
 
 
 def write_family(out, *, vocab, target, draft, alphas, context=16384):
-    """OUT/target and OUT/draft-ALPHA for each, where they are missing, from a pool: 8B takes as long as writing 16 GB. The target's chain is
-    the same for every alpha."""
+    """OUT/target and OUT/draft-ALPHA for each, where they are missing, from a pool: 8B takes as long as writing 16 GB. The target's chain
+    is the same for every alpha."""
     pool = None
     for name, shape, alpha in [("target", target, alphas[0]), *((f"draft-{alpha}", draft, alpha) for alpha in alphas)]:
         directory = pathlib.Path(out) / name

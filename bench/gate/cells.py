@@ -45,7 +45,7 @@ class Gate:
         return status in (PASSED, MEASURED)
 
     def cell(self, name, body, *, status=PASSED, needs=0.0):
-        """Run body() -> data. needs: seconds that must be left, or it is not begun. Whether it went well; nothing it does stops the others."""
+        """Run body() -> data, and say whether it went well; nothing it does stops the others. needs: seconds that must be left to begin."""
         start = time.monotonic()
         if self.left() < needs:
             return self.record(name, NOT_RUN, reason=f"needs {needs:.0f} s, the part has {max(0, self.left()):.0f} s left")
@@ -62,8 +62,8 @@ class Gate:
         """The finished process, its output as text. Beyond its own limit it has hung, and failed; beyond the part's time it did not run."""
         allowed = min(limit, self.left())
         try:
-            return subprocess.run([str(each) for each in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-                                  timeout=max(1.0, allowed), env=environment, stdin=subprocess.DEVNULL)
+            return subprocess.run([str(each) for each in command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                  stderr=subprocess.STDOUT, text=True, errors="replace", timeout=max(1.0, allowed), env=environment)
         except FileNotFoundError as error:
             raise NotRun(f"{command[0]} is not here") from error
         except subprocess.TimeoutExpired as error:
@@ -166,8 +166,9 @@ def markdown(run):
     targets = [(cell["name"], target) for cell in run["cells"] for target in cell["targets"]]
     if targets:
         lines += ["## Targets", "", "Set for an H200.", "", "| target | value | limit | |", "| --- | --- | --- | --- |"]
-        lines += [f"| {target['what']} ({name}) | {shown(target['value'])} | {target['limit']} | {'met' if target['met'] else '**missed**'} |"
-                  for name, target in targets] + [""]
+        lines += [f"| {of['what']} ({name}) | {shown(of['value'])} | {of['limit']} | {'met' if of['met'] else '**missed**'} |"
+                  for name, of in targets]
+        lines += [""]
     lines += ["## Cells", "", "| cell | status | what came out |", "| --- | --- | --- |"]
     for cell in run["cells"]:
         data = ", ".join(f"{name} {shown(value)}" for name, value in cell["data"].items())

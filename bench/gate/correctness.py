@@ -13,9 +13,12 @@ STUB_TESTS = ("rows_test",)  # the others are ctest's, and take minutes
 
 def run_test(gate, built, program, *filters):
     def body():
+        if not program.exists():
+            raise Failed(f"{program} was not built")
         done = gate.run([program, *filters], limit=300, environment=built.environment)
         if done.returncode:
-            raise Failed(f"status {done.returncode}: " + " / ".join(line for line in done.stdout.splitlines() if not line.startswith("ok "))[-800:])
+            wrong = [line for line in done.stdout.splitlines() if not line.startswith("ok ")]
+            raise Failed(f"status {done.returncode}: {' / '.join(wrong)[-800:]}")
         return dict(said=done.stdout.strip().splitlines()[-1])
 
     return body
@@ -36,7 +39,8 @@ def sanitize(gate, built, program, tool):
         if "Device not supported" in done.stdout:
             raise NotRun("compute-sanitizer: Device not supported")
         if done.returncode or not re.search(r"\b0 (errors|hazards)\b", summary[-1]):
-            raise Failed(f"status {done.returncode}, {summary[-1]}: {' / '.join(line for line in done.stdout.splitlines() if '=====' in line)[:1200]}")
+            told = [line.strip("= ") for line in done.stdout.splitlines() if "=====" in line]
+            raise Failed(f"status {done.returncode}, {summary[-1].strip('= ')}: {' / '.join(told)[:1200]}")
         return dict(said=summary[-1].strip("= "))
 
     return body

@@ -16,7 +16,8 @@ LLAMA = dict(vocab=128256, target=dict(layers=32, hidden=4096, heads=32, kv_head
              draft=dict(layers=16, hidden=2048, heads=32, kv_heads=8, ffn=8192))
 SMALL = dict(vocab=32000, target=dict(layers=8, hidden=2048, heads=16, kv_heads=4, ffn=5632),
              draft=dict(layers=2, hidden=512, heads=8, kv_heads=2, ffn=1408))
-TINY = dict(vocab=300, target=dict(layers=1, hidden=32, heads=2, kv_heads=1, ffn=48), draft=dict(layers=1, hidden=16, heads=1, kv_heads=1, ffn=32))
+TINY = dict(vocab=300, target=dict(layers=1, hidden=32, heads=2, kv_heads=1, ffn=48),
+            draft=dict(layers=1, hidden=16, heads=1, kv_heads=1, ffn=32))
 ALPHAS = (0.8, 0.6, 0.9)
 
 
@@ -43,8 +44,8 @@ def written(gate, directory, geometry, alphas):
 
 
 def case(label, draft, batch, context, taus, tokens, repetitions, **others):
-    return dict(label=label, draft=str(draft) if draft else None, draft_dtype="bf16", batch=batch, context=context, taus=taus, tokens=tokens,
-                repetitions=repetitions) | others
+    return dict(label=label, draft=str(draft) if draft else None, draft_dtype="bf16", batch=batch, context=context, taus=taus,
+                tokens=tokens, repetitions=repetitions) | others
 
 
 def llama_cases(directory):
@@ -86,7 +87,8 @@ def targets(name, data):
 
 def decode(gate, built, directory, cases, judge):
     job = dict(target=str(directory / "target"), cases=list(cases), device="cuda", until=time.time() + gate.left() - 20)
-    gate.stream(f"cycles, {directory.name}", built.worker("cycle", json.dumps(job)), limit=1e9, environment=built.environment, targets=judge)
+    gate.stream(f"cycles, {directory.name}", built.worker("cycle", json.dumps(job)), limit=1e9, environment=built.environment,
+                targets=judge)
 
 
 def run(gate, built, scratch):
@@ -94,15 +96,16 @@ def run(gate, built, scratch):
         directory = gate.out / "tiny"
         if written(gate, directory, TINY, [0.8]):
             decode(gate, built, directory, [
-                case("tiny, alpha 0.8, batch 1, context 20", directory / "draft-0.8", 1, 20, [0, 2], 6, 1),
-                case("tiny, alpha 0.8, batch 2, context 20", directory / "draft-0.8", 2, 20, [0, 1], 4, 1),
-                case("tiny alone", None, 1, 20, [0], 4, 1, target=str(directory / "draft-0.8")),
-                case("tiny, int4", directory / "draft-0.8", 1, 20, [0, 1], 4, 1, draft_dtype="int4")], lambda name, data: ())
+                case("tiny, alpha 0.8, batch 1, context 20", directory / "draft-0.8", 1, 20, [0, 2], 24, 1),
+                case("tiny, alpha 0.8, batch 2, context 20", directory / "draft-0.8", 2, 20, [0, 1], 16, 1),
+                case("tiny alone", None, 1, 20, [0], 16, 1, target=str(directory / "draft-0.8")),
+                case("tiny, int4", directory / "draft-0.8", 1, 20, [0, 1], 16, 1, draft_dtype="int4")], lambda name, data: ())
         gate.cell("8B + 1B", lambda: stubbed())
         return
     if written(gate, scratch / "small", SMALL, [0.8]):
         small = scratch / "small"
-        decode(gate, built, small, [case("small, alpha 0.8, batch 1, context 512", small / "draft-0.8", 1, 512, [0, 2, 4], 256, 3)], lambda name, data: ())
+        decode(gate, built, small, [case("small, alpha 0.8, batch 1, context 512", small / "draft-0.8", 1, 512, [0, 2, 4], 256, 3)],
+               lambda name, data: ())
     if written(gate, scratch / "llama", LLAMA, ALPHAS):
         decode(gate, built, scratch / "llama", llama_cases(scratch / "llama"), lambda name, data: list(targets(name, data)))
 

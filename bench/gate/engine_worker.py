@@ -96,7 +96,8 @@ def greedy(prompts, tokens):
                 margin = best.top[0][1] - best.top[1][1]
                 parted += 1
                 if margin >= near:
-                    return say("greedy text of the CPU engine", failed=f"prompt {i}, token {k}: {got}, not {want}, which is better by {margin:.3f} nats")
+                    return say("greedy text of the CPU engine",
+                               failed=f"prompt {i}, token {k}: {got}, not {want}, which is better by {margin:.3f} nats")
                 break
     say("greedy text of the CPU engine", tokens=compared, parted_at_near_ties=parted)
 
@@ -123,73 +124,115 @@ def prompts_of(count, length):
     return [np.random.RandomState(i).randint(3, 290, length).tolist() for i in range(count)]
 
 
+PREFILL_ROWS = 512
+"""Rows of a prompt per step, for these measurements: a step feeds one sequence and decodes the others, so that with the engine's own few
+rows the first of a batch would be done before the last has begun. It changes no bits, and no time that is reported."""
+
+
+def room(batch, context, tokens, tau):
+    """Tokens that the first of a batch may emit before the last has emitted `tokens`."""
+    return tokens + batch * (context // PREFILL_ROWS + 3) * (tau + 1) + 2 * tau
+
+
 def decoded(engine, prompts, tokens, tau):
-    """One batch: seconds per cycle and of its parts, tokens per second over all sequences."""
-    results = engine.generate_batch(prompts, max_tokens=tokens, ignore_eos=True, num_speculative_tokens=tau)
-    stats = [result.stats for result in results]
-    cycles = max(each.num_cycles for each in stats)
-    longest = max(stats, key=lambda each: each.decode_time)
-    decoding = max(1, longest.num_cycles - 1)  # the first cycle ends with the first token, where decode_time begins
-    return dict(
-        speed=sum(each.num_tokens - 1 for each in stats) / longest.decode_time, cycle=longest.decode_time / decoding,
-        draft=longest.draft_time / longest.num_cycles, verify=longest.verify_time / longest.num_cycles,
-        sample=longest.sample_time / longest.num_cycles, per_cycle=sum(each.num_tokens for each in stats) / cycles / len(stats),
-        text=[result.token_ids for result in results], seconds=longest.decode_time)
+    """One batch, while all of it decodes with all its drafts: tokens per second over all sequences, seconds of a cycle and of its passes.
+
+    The last prompt comes to an end, the others are dropped then. Its first cycles have no drafts, since the draft is fed the prompt once a
+    token is out, and its last ones have few: the window lies between.
+    """
+    most = room(len(prompts), len(prompts[0]), tokens, tau)
+    requests = [engine.stream(prompt, max_tokens=tokens if prompt is prompts[-1] else most, ignore_eos=True, num_speculative_tokens=tau)
+                for prompt in prompts]
+    texts, drafting, window, over = [[] for _ in requests], [-1] * len(requests), [], False  # window: (time, tokens) of each cycle's end
+    while not requests[-1].ended:
+        emitted, chunks = 0, [(len(requests) - 1, next(requests[-1]))]
+        chunks += [(i, next(request)) for i, request in enumerate(requests[:-1]) for _ in range(len(request.outputs))]
+        for i, chunk in chunks:
+            texts[i] += chunk.token_ids
+            drafting[i] = chunk.num_draft_tokens
+            emitted += len(chunk.token_ids)
+        if not over and all(drafts == tau for drafts in drafting):
+            window.append((time.perf_counter(), emitted))
+        else:
+            over = bool(window)
+        stats = chunks[0][1].stats
+    for request in requests:
+        request.close()
+    if len(window) < 4:
+        raise RuntimeError(f"a text of {tokens} tokens is too short to be timed at tau {tau}")
+    (start, _), *cycles = window[2:]  # two cycles are under way when the drafts begin
+    seconds = cycles[-1][0] - start
+    return dict(speed=sum(count for _, count in cycles) / seconds, cycle=seconds / len(cycles), verify=stats.verify_time / stats.num_cycles,
+                draft=tau * stats.draft_time / stats.num_draft_tokens if tau else 0.0, sample=stats.sample_time / stats.num_cycles,
+                per_cycle=sum(count for _, count in cycles) / len(cycles) / len(prompts), texts=texts)
+
+
+def same_texts(runs):
+    """As far as both go: who is dropped with the last one has got anywhere."""
+    return all(a[:len(b)] == b[:len(a)] for run in runs for a, b in zip(run["texts"], runs[0]["texts"], strict=True))
 
 
 def measure(engine, prompts, tokens, taus, repetitions):
-    """{tau: medians}, in turns."""
+    """{tau: medians}, in turns, and whether all texts were the same."""
     runs = {tau: [] for tau in taus}
     for _ in range(repetitions):
         for tau in taus:
             runs[tau].append(decoded(engine, prompts, tokens, tau))
-    same = all(run["text"] == runs[taus[0]][0]["text"] for some in runs.values() for run in some)
-    return {tau: {key: statistics.median(run[key] for run in some) for key in ("speed", "cycle", "draft", "verify", "sample", "per_cycle")}
-            for tau, some in runs.items()}, same
+    medians = {tau: {key: statistics.median(run[key] for run in some) for key in some[0] if key != "texts"} for tau, some in runs.items()}
+    return medians, same_texts([run for some in runs.values() for run in some])
+
+
+def measured(case, target, device):
+    """{tau: medians}, and the gigabytes that the engine takes."""
+    batch, context, tokens, taus = (case[key] for key in ("batch", "context", "tokens", "taus"))
+    length = context + room(batch, context, tokens, max(taus)) + max(taus) + 1
+    with paceline.Engine(
+            case.get("target", target), case["draft"], device=device, dtype="bf16",
+            draft_dtype=case["draft_dtype"] if case["draft"] else "auto", num_speculative_tokens=max(taus) if case["draft"] else 0, max_num_seqs=batch, max_model_len=length,
+            kv_cache_tokens=batch * (length + 64)) as engine:
+        prompts = prompts_of(batch, context)
+        engine.generate_batch([prompt[:16] for prompt in prompts], max_tokens=4, ignore_eos=True)
+        medians, same = measure(engine, prompts, tokens, taus, case["repetitions"])
+        if not same:
+            say(f"{case['label']}, texts", failed="the texts of different tau are not the same")
+        return medians, sum(engine.info[f"{each}_bytes"] for each in ("weight", "kv_cache", "workspace")) / 1e9
 
 
 def cycle(target, cases, device, until):
     """Each case: label, draft or None, draft_dtype, batch, context, taus, tokens, repetitions."""
     share_weights()
+    paceline.arguments.PREFILL_CHUNK["cuda"] = PREFILL_ROWS
     for case in cases:
-        label, batch, context, tokens, taus = (case[key] for key in ("label", "batch", "context", "tokens", "taus"))
+        label = case["label"]
         if time.time() > until:
             say(label, not_run="the part's time is over")
             continue
-        length = context + tokens + max(taus) + 1
         try:
-            engine = paceline.Engine(
-                case.get("target", target), case["draft"], device=device, dtype="bf16", draft_dtype=case["draft_dtype"] if case["draft"] else "auto",
-                num_speculative_tokens=max(taus) if case["draft"] else 0, max_num_seqs=batch, max_model_len=length, kv_cache_tokens=batch * (length + 64))
-        except (ValueError, paceline.CapacityError) as error:  # a format that the device does not know, or no room
-            say(label, not_run=str(error))
+            medians, memory = measured(case, target, device)
+        except Exception as error:  # of one case; the others are asked all the same
+            lacking = isinstance(error, paceline.CapacityError) or isinstance(error, ValueError) and case["draft_dtype"] != "bf16"
+            say(label, **{"not_run" if lacking else "failed": f"{type(error).__name__}: {error}"})
             continue
-        with engine:
-            prompts = prompts_of(batch, context)
-            engine.generate_batch([prompt[:16] for prompt in prompts], max_tokens=4, ignore_eos=True)
-            medians, same = measure(engine, prompts, tokens, taus, case["repetitions"])
-            memory = engine.info["weight_bytes"] + engine.info["kv_cache_bytes"] + engine.info["workspace_bytes"]
-        if not same:
-            say(f"{label}, texts", failed="the texts of different tau are not the same")
-        plain = medians[taus[0]]
         for tau, of in medians.items():
-            passes = of["draft"] + of["verify"]
-            say(f"{label}, tau {tau}", batch=batch, context=context, tau=tau, tokens_per_second=of["speed"], speedup=of["speed"] / plain["speed"],
-                tokens_per_cycle=of["per_cycle"], cycle_ms=1e3 * of["cycle"], target_pass_ms=1e3 * of["verify"],
-                draft_pass_ms=1e3 * of["draft"] / tau if tau else 0.0, over_one_row=of["verify"] / plain["verify"],
-                beyond_passes_us=1e6 * (of["cycle"] - passes), sample_us=1e6 * of["sample"], memory_gb=memory / 1e9)
+            say(f"{label}, tau {tau}", batch=case["batch"], context=case["context"], tau=tau, tokens_per_second=of["speed"],
+                speedup=of["speed"] / medians[0]["speed"], tokens_per_cycle=of["per_cycle"], cycle_ms=1e3 * of["cycle"],
+                target_pass_ms=1e3 * of["verify"], draft_pass_ms=1e3 * of["draft"] / tau if tau else 0.0,
+                over_one_row=of["verify"] / medians[0]["verify"], beyond_passes_us=1e6 * (of["cycle"] - of["draft"] - of["verify"]),
+                sample_us=1e6 * of["sample"], memory_gb=memory)
 
 
 # ---------------------------------------------------------------------------------------------------- peers
-def serve(target, draft, tau, length):
+def serve(target, draft, tau, context, tokens):
     """Answers questions over pipes, as the workers of bench/peer_workers do."""
-    with paceline.Engine(target, draft, device="cuda", dtype="bf16", num_speculative_tokens=tau, max_model_len=length + tau + 1,
-                         kv_cache_tokens=length + tau + 65) as engine:
+    paceline.arguments.PREFILL_CHUNK["cuda"] = PREFILL_ROWS
+    length = context + room(1, context, tokens, tau) + tau + 1
+    with paceline.Engine(target, draft, device="cuda", dtype="bf16", num_speculative_tokens=tau, max_model_len=length,
+                         kv_cache_tokens=length + 64) as engine:
         print("ready plain speculative", flush=True)
         for line in sys.stdin:
             asked = json.loads(line)
-            result = engine.generate(asked["prompt"], max_tokens=asked["tokens"], ignore_eos=True, num_speculative_tokens=asked.get("tau", 0))
-            print(json.dumps({"seconds": 1 / result.stats.decode_tokens_per_second, "tokens": list(result.token_ids)}), flush=True)
+            run = decoded(engine, [asked["prompt"]], asked["tokens"], asked.get("tau", 0))
+            print(json.dumps({"seconds": 1 / run["speed"], "tokens": run["texts"][0]}), flush=True)
 
 
 def main():

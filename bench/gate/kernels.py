@@ -26,8 +26,9 @@ def counters(gate, built):
     if ncu is None:
         raise NotRun("ncu is not here")
     metrics = ["dram__bytes_read.sum", "gpu__time_duration.sum"]
-    done = gate.run([ncu, "--csv", "--clock-control", "none", "--kernel-name", "regex:read_kernel", "--launch-count", "3", "--metrics", ",".join(metrics),
-                     built.bench, "--parts", "bandwidth", "--repetitions", "3"], limit=180, environment=built.environment)
+    looking = [ncu, "--csv", "--clock-control", "none", "--kernel-name", "regex:read_kernel", "--launch-count", "3", "--metrics",
+               ",".join(metrics)]
+    done = gate.run([*looking, built.bench, "--parts", "bandwidth", "--repetitions", "3"], limit=180, environment=built.environment)
     rows = [row for row in csv.DictReader(io.StringIO(done.stdout[done.stdout.find('"ID"'):])) if row.get("Metric Name") in metrics]
     if not rows:
         raise NotRun(f"ncu read no counters: {' / '.join(done.stdout.splitlines()[-4:])}")

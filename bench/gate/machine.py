@@ -58,9 +58,10 @@ def processor():
 def facts(stub):
     name, driver, _ = ("stub", "stub", None) if stub else gpu()
     nvcc = answer("nvcc", "--version")
+    cuda = nvcc.split("release ")[-1].splitlines()[0] if nvcc else None
     return dict(
-        date=datetime.datetime.now().astimezone().isoformat(timespec="minutes"), command=" ".join(["python", *sys.argv]), stub=stub, gpu=name,
-        driver=driver, cuda="stub" if stub else nvcc.split("release ")[-1].splitlines()[0] if nvcc else None, cublas="stub" if stub else None,
+        date=datetime.datetime.now().astimezone().isoformat(timespec="minutes"), command=" ".join(["python", *sys.argv]), stub=stub,
+        gpu=name, driver=driver, cuda="stub" if stub else cuda, cublas="stub" if stub else None,
         cpu=processor(), torch=installed("torch"), commit=commit())
 
 
@@ -107,8 +108,9 @@ def device_build(gate):
     architecture = capability.replace(".", "")
     directory, site = ROOT / "build/gpu", ROOT / "build/gpu/site"
     pybind11 = answer(sys.executable, "-m", "pybind11", "--cmakedir")
-    configure = [cmake, "-S", ROOT, "-B", directory, "-DPACELINE_TESTS=ON", "-DPACELINE_BENCH=ON", "-DPACELINE_PYTHON=ON", "-DPACELINE_CUDA=ON",
-                 f"-DCMAKE_CUDA_ARCHITECTURES={architecture}{'a' if architecture == '90' else ''}-real", f"-DPython_EXECUTABLE={sys.executable}",
+    configure = [cmake, "-S", ROOT, "-B", directory, *(f"-DPACELINE_{each}=ON" for each in ("TESTS", "BENCH", "PYTHON", "CUDA")),
+                 f"-DCMAKE_CUDA_ARCHITECTURES={architecture}{'a' if architecture == '90' else ''}-real",
+                 f"-DPython_EXECUTABLE={sys.executable}",
                  *([f"-Dpybind11_DIR={pybind11}"] if pybind11 else []),
                  *(["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja and not (directory / "CMakeCache.txt").exists() else [])]
     for command in (configure, [cmake, "--build", directory, "--target", "gpu_gate", "--parallel", os.cpu_count()],

@@ -1,4 +1,4 @@
-"""This engine beside torch on the same checkpoints in the same minutes: transformers eager, compiled and assisted, and a loop of CUDA graphs."""
+"""This engine beside torch on the same checkpoints, in turns: transformers eager, compiled and assisted, and a loop of CUDA graphs."""
 
 import importlib.util
 import json
@@ -16,9 +16,10 @@ from gate.cells import MEASURED, NOT_RUN, Failed, NotRun
 WORKERS = pathlib.Path(__file__).resolve().parents[1] / "peer_workers"
 OURS = ("plain", "speculative")
 TURNS = ("eager", "assisted", "graph", "graph_speculative")  # in turns with ours; `compiled` comes last, since it compiles for minutes
-NAMES = {"eager": "transformers, eager", "compiled": "transformers, static cache and torch.compile", "assisted": "transformers, assisted generation",
-         "graph": "torch, a CUDA graph per pass", "graph_speculative": "torch, a CUDA graph per cycle", "plain": "ours, plain",
-         "speculative": "ours, speculative"}
+NAMES = {
+    "plain": "ours, plain", "speculative": "ours, speculative", "eager": "transformers, eager",
+    "compiled": "transformers, static cache and torch.compile", "assisted": "transformers, assisted generation",
+    "graph": "torch, a CUDA graph per pass", "graph_speculative": "torch, a CUDA graph per cycle"}
 
 
 class Asked:
@@ -38,7 +39,8 @@ class Asked:
             selector.register(self.process.stdout, selectors.EVENT_READ)
             while b"\n" not in self.pending:
                 if not selector.select(timeout=max(0.0, until - time.monotonic())):
-                    raise (NotRun if self.gate.left() <= 0 else Failed)(f"no answer within {limit:.0f} s, or before the part's time was over")
+                    late = NotRun if self.gate.left() <= 0 else Failed
+                    raise late(f"no answer within {limit:.0f} s, or before the part's time was over")
                 read = self.process.stdout.read1(1 << 16)
                 if not read:
                     self.errors.seek(0)
@@ -117,7 +119,7 @@ class Contest:
 
 def run(gate, built, scratch):
     if gate.stub:
-        directory, context, tokens, tau, repetitions = gate.out / "tiny", 16, 6, 2, 1
+        directory, context, tokens, tau, repetitions = gate.out / "tiny", 16, 24, 2, 1
         ready = cycle.written(gate, directory, cycle.TINY, [0.8])
     else:
         directory, context, tokens, tau, repetitions = scratch / "llama", 2048, 128, 4, 3
@@ -128,10 +130,11 @@ def run(gate, built, scratch):
     contest, workers = Contest(gate, [3 + i % 97 for i in range(context)], tokens), {}
     why = missing()
     try:
-        start(gate, workers, "ours", built.worker("serve", json.dumps(dict(target=str(target), draft=str(draft), tau=tau, length=length))),
-              built.environment)
+        start(gate, workers, "ours", built.worker("serve", json.dumps(dict(
+            target=str(target), draft=str(draft), tau=tau, context=context, tokens=tokens))), built.environment)
         if why is None:
-            start(gate, workers, "torch", [sys.executable, WORKERS / "torch_cuda_worker.py", target, draft, "cpu" if gate.stub else "cuda", length, tau], None)
+            device = "cpu" if gate.stub else "cuda"
+            start(gate, workers, "torch", [sys.executable, WORKERS / "torch_cuda_worker.py", target, draft, device, length, tau], None)
         else:
             for who in (*TURNS, "compiled"):
                 gate.record(NAMES[who], NOT_RUN, reason=why)

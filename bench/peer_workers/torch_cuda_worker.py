@@ -74,7 +74,8 @@ def rotated(x, cos, sin):
 def layer(x, position, cos, sin, mask, keys, values, norms, qkv, output, gate_up, down, heads, kv_heads, eps):
     """One layer of a few rows x [n, d]; keys and values [kv_heads, length, head_dim] take theirs at `position` [n]."""
     n, head_dim = x.shape[0], keys.shape[-1]
-    q, k, v = F.linear(rms_norm(x, norms[0], eps), qkv).view(n, heads + 2 * kv_heads, head_dim).transpose(0, 1).split([heads, kv_heads, kv_heads])
+    together = F.linear(rms_norm(x, norms[0], eps), qkv).view(n, heads + 2 * kv_heads, head_dim)
+    q, k, v = together.transpose(0, 1).split([heads, kv_heads, kv_heads])
     keys.index_copy_(1, position, rotated(k, cos, sin))
     values.index_copy_(1, position, v)
     packed = rotated(q, cos, sin).reshape(kv_heads, -1, head_dim)  # query heads that share keys are rows of one product

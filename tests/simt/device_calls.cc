@@ -58,10 +58,12 @@ COUNT(cudaHostAlloc, "cudaHostAlloc", (void** memory, size_t bytes, unsigned fla
 COUNT(cudaFree, "cudaFree", (void* memory), memory)
 COUNT(cudaFreeHost, "cudaFreeHost", (void* memory), memory)
 COUNT(cudaStreamSynchronize, "cudaStreamSynchronize", (cudaStream_t stream), stream)
-COUNT(cudaMemcpyAsync, "cudaMemcpyAsync", (void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream), to, from, bytes, kind, stream)
+COUNT(cudaMemcpyAsync, "cudaMemcpyAsync", (void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream), to, from,
+      bytes, kind, stream)
 COUNT(cudaMemsetAsync, "cudaMemsetAsync", (void* to, int value, size_t bytes, cudaStream_t stream), to, value, bytes, stream)
 COUNT(cudaGraphLaunch, "cudaGraphLaunch", (cudaGraphExec_t graph, cudaStream_t stream), graph, stream)
-COUNT(cudaGraphInstantiate, "cudaGraphInstantiate", (cudaGraphExec_t* made, cudaGraph_t graph, unsigned long long flags), made, graph, flags)
+COUNT(cudaGraphInstantiate, "cudaGraphInstantiate", (cudaGraphExec_t* made, cudaGraph_t graph, unsigned long long flags), made, graph,
+      flags)
 COUNT(cudaStreamBeginCapture, "cudaStreamBeginCapture", (cudaStream_t stream, cudaStreamCaptureMode mode), stream, mode)
 COUNT(cudaLaunchKernelExC, "launch", (const cudaLaunchConfig_t* config, const void* kernel, void** arguments), config, kernel, arguments)
 
@@ -70,6 +72,6 @@ cublasStatus_t __wrap_cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc
                                      cublasLtMatrixLayout_t a_layout, const void* b, cublasLtMatrixLayout_t b_layout, const void* beta,
                                      const void* c, cublasLtMatrixLayout_t c_layout, void* d, cublasLtMatrixLayout_t d_layout,
                                      const cublasLtMatmulAlgo_t* algorithm, void* workspace, size_t workspace_bytes, cudaStream_t stream) {
-  return counted("cublasLtMatmul", __real_cublasLtMatmul, handle, operation, alpha, a, a_layout, b, b_layout, beta, c, c_layout, d, d_layout,
-                 algorithm, workspace, workspace_bytes, stream);
+  return counted("cublasLtMatmul", __real_cublasLtMatmul, handle, operation, alpha, a, a_layout, b, b_layout, beta, c, c_layout, d,
+                 d_layout, algorithm, workspace, workspace_bytes, stream);
 }
