@@ -75,15 +75,37 @@ def normal_bf16(stream, shape, deviation):
     return bits
 
 
-def planted_tensors(config, follows, stream):
-    """The checkpoint's tensors. The embedding is drawn first: the head is made of its rows."""
+class Pool:
+    """Numbers for models of gigabytes: drawn once, then dealt out over and over, from another place of the pool for every tensor, with
+    deviations rounded to powers of two, for which bf16 needs its exponent changed alone. As fast as memory; time does not see it.
+    """
+
+    def __init__(self, stream, size=(1 << 25) - 39):  # a prime: rows of the usual lengths repeat at no whole row
+        self.bits = normal_bf16(stream, (size,), 1.0)
+        self.bits[(self.bits & 0x7F80) < 40 << 7] = 0x3F80  # so that no exponent can run out
+        self.stream = stream
+
+    def __call__(self, shape, deviation):
+        count, first = int(np.prod(shape)), int(self.stream.integers(len(self.bits)))
+        bits = np.empty(count, np.uint16)
+        lowered = np.uint16(round(-np.log2(deviation)) << 7)
+        for begin in range(0, count, len(self.bits)):
+            part = bits[begin:begin + len(self.bits)]
+            head = min(len(part), len(self.bits) - first)
+            np.subtract(self.bits[first:first + head], lowered, out=part[:head])
+            np.subtract(self.bits[:len(part) - head], lowered, out=part[head:])
+        return bits.reshape(shape)
+
+
+def planted_tensors(config, follows, draw):
+    """The checkpoint's tensors, of draw(shape, deviation). The embedding is drawn first: the head is made of its rows."""
     hidden = config["hidden_size"]
-    embedding = normal_bf16(stream, (config["vocab_size"], hidden), 1.0)
+    embedding = draw((config["vocab_size"], hidden), 1.0)
 
     def planted_head():
         head = np.empty_like(embedding)
         head[follows[FIRST_ID:]] = embedding[FIRST_ID:]
-        head[:FIRST_ID] = normal_bf16(stream, (FIRST_ID, hidden), 1.0)
+        head[:FIRST_ID] = draw((FIRST_ID, hidden), 1.0)
         return head
 
     def maker(name, shape):
@@ -96,7 +118,7 @@ def planted_tensors(config, follows, stream):
         if len(shape) == 1:
             return lambda: np.ones(shape, np.float32)
         outwards = name.endswith(("o_proj.weight", "down_proj.weight"))
-        return lambda: normal_bf16(stream, shape, (1e-2 if outwards else 1.0) / np.sqrt(shape[1]))
+        return lambda: draw(shape, (1e-2 if outwards else 1.0) / np.sqrt(shape[1]))
 
     return [(name, shape, maker(name, shape)) for name, shape in tensor_shapes(config)]
 
@@ -112,6 +134,17 @@ def word_tokenizer(vocab):
                       for i in range(FIRST_ID)])
 
 
+def write_model(directory, config, follows, draw):
+    """One checkpoint, bf16. generation_config.json is written last: where it is, the others are."""
+    directory, vocab = pathlib.Path(directory), config["vocab_size"]
+    write_checkpoint(directory, config, planted_tensors(config, follows, draw), "BF16")
+    (directory / "tokenizer.json").write_text(json.dumps(word_tokenizer(vocab)))
+    (directory / "tokenizer_config.json").write_text(json.dumps(dict(
+        tokenizer_class="PreTrainedTokenizerFast", unk_token="<unk>", bos_token="<s>", eos_token="</s>",
+        model_max_length=config["max_position_embeddings"])))
+    (directory / "generation_config.json").write_text(json.dumps(dict(bos_token_id=1, eos_token_id=2)))
+
+
 def write_pair(out, *, vocab, target, draft, alpha, seed=0, context=16384):
     """OUT/target and OUT/draft, bf16. alpha: share of ids after which both agree, in [0, 1]."""
     if not 0.0 <= alpha <= 1.0:
@@ -119,13 +152,20 @@ def write_pair(out, *, vocab, target, draft, alpha, seed=0, context=16384):
     stream = np.random.default_rng(seed)
     chains = planted_chain(vocab, alpha, stream)
     for name, shape, follows in zip(("target", "draft"), (target, draft), chains, strict=True):
-        config = config_of(vocab, context=context, **shape)
+        write_model(pathlib.Path(out) / name, config_of(vocab, context=context, **shape), follows, lambda *what: normal_bf16(stream, *what))
+
+
+def write_family(out, *, vocab, target, draft, alphas, context=16384):
+    """OUT/target and OUT/draft-ALPHA for each, where they are missing, from a pool: 8B takes as long as writing 16 GB. The target's chain
+    is the same for every alpha."""
+    pool = None
+    for name, shape, alpha in [("target", target, alphas[0]), *((f"draft-{alpha}", draft, alpha) for alpha in alphas)]:
         directory = pathlib.Path(out) / name
-        write_checkpoint(directory, config, planted_tensors(config, follows, stream), "BF16")
-        (directory / "tokenizer.json").write_text(json.dumps(word_tokenizer(vocab)))
-        (directory / "tokenizer_config.json").write_text(json.dumps(dict(
-            tokenizer_class="PreTrainedTokenizerFast", unk_token="<unk>", bos_token="<s>", eos_token="</s>", model_max_length=context)))
-        (directory / "generation_config.json").write_text(json.dumps(dict(bos_token_id=1, eos_token_id=2)))
+        if (directory / "generation_config.json").exists():
+            continue
+        pool = pool or Pool(np.random.default_rng(1))
+        follows, guessed = planted_chain(vocab, alpha, np.random.default_rng(0))
+        write_model(directory, config_of(vocab, context=context, **shape), follows if name == "target" else guessed, pool)
 
 
 def geometry(text):

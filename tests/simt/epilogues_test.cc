@@ -56,20 +56,39 @@ void check_rows(const std::vector<float>& got, const std::vector<float>& before,
 
 }  // namespace
 
+namespace {
+
+// natural[i] = e^x[i], binary[i] = 2^x[i]
+__global__ void exponentials_kernel(const float* x, int count, float* natural, float* binary) {
+  const int i = int(blockIdx.x * blockDim.x + threadIdx.x);
+  if (i >= count) return;
+  natural[i] = cuda::exp_of(x[i]);
+  binary[i] = cuda::exp2_of(x[i]);
+}
+
+}  // namespace
+
 TEST(exponentials) {
-  for (float x = -90; x <= 90; x += 0.0137f) {
-    const double want = std::exp(std::min(88.0, std::max(-87.0, double(x))));
-    CHECK(std::abs(cuda::exp_of(x) - want) <= 0x1p-22 * want, "e^", x, ": got ", cuda::exp_of(x), ", expected ", want);
+  std::vector<float> x = {0, -INFINITY, INFINITY, -87, 88};
+  for (uint32_t nan : {0x7fc00000u, 0x7fffffffu, 0xffc00000u, 0xffffffffu}) x.push_back(float_from_bits(nan));
+  const size_t specials = x.size();
+  for (float each = -90; each <= 90; each += 0.0137f) x.push_back(each);
+  for (float each = -130; each <= 0; each += 0.0071f) x.push_back(each);
+  Device<float> dx(x), dnatural(x.size()), dbinary(x.size());
+  const int count = int(x.size());
+  cuda::launch(exponentials_kernel, dim3(unsigned(count + 255) / 256), 256, 0, stream(), dx.data(), count, dnatural.data(), dbinary.data());
+  const auto natural = dnatural.read(), binary = dbinary.read();
+  for (size_t i = specials; i < x.size(); ++i) {
+    const double want = std::exp(std::min(88.0, std::max(-87.0, double(x[i]))));
+    CHECK(std::abs(natural[i] - want) <= 0x1p-22 * want, "e^", x[i], ": got ", natural[i], ", expected ", want);
+    if (x[i] > 0) continue;
+    const double power = std::exp2(std::max(-126.0, double(x[i])));
+    CHECK(std::abs(binary[i] - power) <= 0x1p-22 * power, "2^", x[i], ": got ", binary[i], ", expected ", power);
   }
-  for (float x = -130; x <= 0; x += 0.0071f) {
-    const double want = std::exp2(std::max(-126.0, double(x)));
-    CHECK(std::abs(cuda::exp2_of(x) - want) <= 0x1p-22 * want, "2^", x, ": got ", cuda::exp2_of(x), ", expected ", want);
-  }
-  CHECK(cuda::exp_of(0) == 1 && cuda::exp2_of(0) == 1);
-  CHECK(cuda::exp2_of(-INFINITY) == 0x1p-126f);
-  CHECK(cuda::exp_of(-INFINITY) == cuda::exp_of(-87) && cuda::exp_of(INFINITY) == cuda::exp_of(88));
-  for (uint32_t nan : {0x7fc00000u, 0x7fffffffu, 0xffc00000u, 0xffffffffu})
-    CHECK(std::isnan(cuda::exp_of(float_from_bits(nan))) && std::isnan(cuda::exp2_of(float_from_bits(nan))), nan);
+  CHECK(natural[0] == 1 && binary[0] == 1);
+  CHECK(binary[1] == 0x1p-126f);
+  CHECK(natural[1] == natural[3] && natural[2] == natural[4]);
+  for (size_t i = specials - 4; i < specials; ++i) CHECK(std::isnan(natural[i]) && std::isnan(binary[i]), i);
 }
 
 TEST(finish_residual) {

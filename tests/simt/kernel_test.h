@@ -1,4 +1,5 @@
-// What tests of single kernels share: device memory with values in it, the rows of a pass, every order of threads.
+// What tests of single kernels share: device memory with values in it, the rows of a pass, every order of threads. The tests are built
+// twice: on the host over simt.h, and for a device with nvcc; what differs is in the two halves below.
 #pragma once
 
 #include <cmath>
@@ -6,7 +7,46 @@
 
 #include "backend/cuda/check.h"
 #include "backend/cuda/kernels/kernels.h"
+
+#ifdef PACELINE_HOST_SIMT
 #include "simt/simt.h"
+
+namespace paceline::test {
+
+inline void poison(void*, size_t, cudaStream_t) {}  // the stub's memory starts as garbage
+
+template <class Body>
+void for_each_order(Body body) {
+  simt::schedule() = {simt::Order::forward, 1};
+  body("forward");
+  simt::schedule() = {simt::Order::reverse, 1};
+  body("reverse");
+  for (unsigned seed : {1u, 2u}) {
+    simt::schedule() = {simt::Order::shuffled, seed};
+    body("shuffled " + std::to_string(seed));
+  }
+  simt::schedule() = {};
+}
+
+}  // namespace paceline::test
+#else
+#include "backend/cuda/launch.cuh"
+
+namespace paceline::test {
+
+// A device's memory is zero at first, too often.
+inline void poison(void* memory, size_t bytes, cudaStream_t stream) {
+  cuda::check(cudaMemsetAsync(memory, 0xCB, bytes, stream), "cudaMemsetAsync");
+}
+
+// A device has one order, which is never quite the same: as many runs, so that tests which draw their cases draw as many.
+template <class Body>
+void for_each_order(Body body) {
+  for (int run = 1; run <= 4; ++run) body("on the device, run " + std::to_string(run));
+}
+
+}  // namespace paceline::test
+#endif
 
 namespace paceline::test {
 
@@ -23,7 +63,10 @@ inline cudaStream_t stream() {
 template <class T>
 class Device {
  public:
-  explicit Device(size_t count) : count_(count) { cuda::check(cudaMalloc(reinterpret_cast<void**>(&data_), count * sizeof(T) + 1), "cudaMalloc"); }
+  explicit Device(size_t count) : count_(count) {
+    cuda::check(cudaMalloc(reinterpret_cast<void**>(&data_), count * sizeof(T) + 1), "cudaMalloc");
+    poison(data_, count * sizeof(T), stream());
+  }
   explicit Device(const std::vector<T>& values) : Device(values.size()) { write(values); }
   ~Device() { cudaFree(data_); }
   Device(const Device&) = delete;
@@ -70,19 +113,6 @@ inline std::vector<float> random_floats(size_t count, unsigned seed, float scale
   std::vector<float> values(count);
   for (float& v : values) v = scale * normal(random);
   return values;
-}
-
-template <class Body>
-void for_each_order(Body body) {
-  simt::schedule() = {simt::Order::forward, 1};
-  body("forward");
-  simt::schedule() = {simt::Order::reverse, 1};
-  body("reverse");
-  for (unsigned seed : {1u, 2u}) {
-    simt::schedule() = {simt::Order::shuffled, seed};
-    body("shuffled " + std::to_string(seed));
-  }
-  simt::schedule() = {};
 }
 
 }  // namespace paceline::test

@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <deque>
 #include <map>
@@ -26,6 +27,10 @@ struct CUgraph_st {
 };
 struct CUgraphExec_st {
   CUgraph_st graph;
+};
+struct CUevent_st {
+  std::chrono::steady_clock::time_point at;
+  cudaStream_t stream = nullptr;
 };
 struct CUstream_st {
   std::deque<std::pair<const char*, std::function<void()>>> queue;
@@ -294,6 +299,20 @@ cudaError_t cudaStreamQuery(cudaStream_t stream) {
   simt::run_some(*stream, 16);
   if (!simt::runtime().fault.empty()) return cudaErrorLaunchFailure;
   return stream->queue.empty() ? cudaSuccess : cudaErrorNotReady;
+}
+cudaError_t cudaEventCreate(cudaEvent_t* event) { return *event = new CUevent_st, called("cudaEventCreate"); }
+cudaError_t cudaEventDestroy(cudaEvent_t event) { return delete event, called("cudaEventDestroy"); }
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  event->stream = stream;
+  return simt::enqueue(stream, "cudaEventRecord", [=] { event->at = std::chrono::steady_clock::now(); });
+}
+cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  if (const cudaError_t error = called("cudaEventSynchronize")) return error;
+  return simt::drain(event->stream);
+}
+cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end) {
+  *milliseconds = std::chrono::duration<float, std::milli>(end->at - begin->at).count();
+  return called("cudaEventElapsedTime");
 }
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
   if (const cudaError_t error = called("cudaStreamBeginCapture")) return error;

@@ -31,6 +31,7 @@ class CudaBackend final : public Backend {
   ~CudaBackend() override;
 
   std::string description() const override { return description_; }
+  cudaStream_t stream() const { return stream_; }  // benches record events on it
   Buffer allocate(size_t bytes) override;
   Buffer allocate_shared(size_t bytes) override;
   void upload(void* device, const void* host, size_t bytes) override;

@@ -1,0 +1,87 @@
+"""Whether the CUDA engine is right on this device: its kernel tests, the sanitizers over them, parity, row invariance, the CPU engine."""
+
+import json
+import re
+import shutil
+
+from gate.cells import FAILED, PASSED, Failed, NotRun
+
+TOKENS = 100_000  # that speculative and plain decoding must have in common
+SANITIZER_SKIPS = ("engine_test",)  # minutes under a sanitizer, and its kernels are those of the other tests
+STUB_TESTS = ("rows_test",)  # the others are ctest's, and take minutes
+
+
+def run_test(gate, built, program, *filters):
+    def body():
+        if not program.exists():
+            raise Failed(f"{program} was not built")
+        done = gate.run([program, *filters], limit=300, environment=built.environment)
+        if done.returncode:
+            wrong = [line for line in done.stdout.splitlines() if not line.startswith("ok ")]
+            raise Failed(f"status {done.returncode}: {' / '.join(wrong)[-800:]}")
+        return dict(said=done.stdout.strip().splitlines()[-1])
+
+    return body
+
+
+def sanitize(gate, built, program, tool):
+    """A program under compute-sanitizer. Only its own summary of no errors passes: it also ends well where it refuses the device."""
+    def body():
+        if gate.stub:
+            raise NotRun("stub")
+        sanitizer = shutil.which("compute-sanitizer")
+        if sanitizer is None:
+            raise NotRun("compute-sanitizer is not here")
+        done = gate.run([sanitizer, "--tool", tool, "--error-exitcode", "86", program], limit=1e9, environment=built.environment)
+        summary = [line for line in done.stdout.splitlines() if "SUMMARY" in line]
+        if not summary:
+            raise NotRun(f"compute-sanitizer gave no summary: {' / '.join(done.stdout.splitlines()[-6:])}")
+        if "Device not supported" in done.stdout:
+            raise NotRun("compute-sanitizer: Device not supported")
+        if done.returncode or not re.search(r"\b0 (errors|hazards)\b", summary[-1]):
+            told = [line.strip("= ") for line in done.stdout.splitlines() if "=====" in line]
+            raise Failed(f"status {done.returncode}, {summary[-1].strip('= ')}: {' / '.join(told)[:1200]}")
+        return dict(said=summary[-1].strip("= "))
+
+    return body
+
+
+def check_parity(gate, needed):
+    """The sum of all parity cells is a cell of its own."""
+    parity = [cell for cell in gate.cells if cell["name"].startswith("parity, ")]
+    tokens = sum(cell["data"].get("tokens", 0) for cell in parity if cell["status"] == PASSED)
+    if any(cell["status"] == FAILED for cell in parity):
+        gate.record("parity of all tokens", FAILED, reason="a cell of it failed")
+    elif tokens < needed:
+        gate.cell("parity of all tokens", lambda: not_enough(tokens, needed))
+    else:
+        gate.record("parity of all tokens", PASSED, data=dict(tokens=tokens))
+
+
+def not_enough(tokens, needed):
+    raise NotRun(f"{tokens} tokens were compared, {needed} are asked for")
+
+
+def run(gate, built, scratch):
+    tests = [path for path in built.tests() if not gate.stub or path.name.removeprefix("simt_") in STUB_TESTS]
+    if not tests:
+        gate.record("kernel tests", FAILED, reason=f"no test programs in {built.directory}")
+    for program in tests:
+        gate.cell(program.name, run_test(gate, built, program))
+    steady = built.directory / f"{built.prefix}_engine_test"
+    gate.cell("a cycle is one launch, without allocations or synchronisations", run_test(gate, built, steady, "a_cycle_is_one_launch"))
+
+    sizes = dict(taus=[2], temperatures=[0.8], batches=[1, 2], prompts=1, tokens=4) if gate.stub else dict(
+        taus=list(range(1, 9)), temperatures=[0.0, 0.8, 1.3], batches=[1, 3, 8], prompts=8, tokens=200)
+    asked = {
+        "parity": sizes,
+        "invariance": dict(starts=[5], most=3) if gate.stub else dict(starts=[1, 5, 48, 63, 64, 65, 100, 127, 200], most=16),
+        "greedy": dict(prompts=1, tokens=4) if gate.stub else dict(prompts=8, tokens=200)}
+    for job, details in asked.items():
+        gate.stream(job, built.worker(job, json.dumps(details)), limit=300, environment=built.environment, status=PASSED)
+    check_parity(gate, 16 if gate.stub else TOKENS)
+
+    for tool in ("memcheck", "racecheck"):
+        for program in built.tests():
+            if not program.name.endswith(SANITIZER_SKIPS):
+                gate.cell(f"{tool}, {program.name}", sanitize(gate, built, program, tool))
