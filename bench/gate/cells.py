@@ -58,8 +58,9 @@ class Gate:
             return self.record(name, FAILED, reason=reason, seconds=time.monotonic() - start)
         return self.record(name, status, seconds=time.monotonic() - start, data=data)
 
-    def run(self, command, *, limit, environment=None):
-        """The finished process, its output as text. Beyond its own limit it has hung, and failed; beyond the part's time it did not run."""
+    def run(self, command, *, limit, environment=None, late=Failed):
+        """The finished process, its output as text. Beyond its own limit it is `late`, as a rule hung and failed; beyond the part's time
+        it did not run."""
         allowed = min(limit, self.left())
         try:
             return subprocess.run([str(each) for each in command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
@@ -67,7 +68,7 @@ class Gate:
         except FileNotFoundError as error:
             raise NotRun(f"{command[0]} is not here") from error
         except subprocess.TimeoutExpired as error:
-            raise (Failed if allowed >= limit else NotRun)(f"did not end within {allowed:.0f} s") from error
+            raise (late if allowed >= limit else NotRun)(f"did not end within {allowed:.0f} s") from error
 
     def stream(self, name, command, *, limit, environment=None, status=MEASURED, targets=lambda name, data: (), prefix=""):
         """Cells of a program that prints one JSON object per line: {"cell": name, ...} and, where it could not, "failed" or "not_run" with

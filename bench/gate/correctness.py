@@ -24,15 +24,17 @@ def run_test(gate, built, program, *filters):
     return body
 
 
-def sanitize(gate, built, program, tool):
-    """A program under compute-sanitizer. Only its own summary of no errors passes: it also ends well where it refuses the device."""
+def sanitize(gate, built, program, tool, seconds):
+    """A program under compute-sanitizer, so many seconds of it. Only its own summary of no errors passes: it also ends well where it
+    refuses the device."""
     def body():
         if gate.stub:
             raise NotRun("stub")
         sanitizer = shutil.which("compute-sanitizer")
         if sanitizer is None:
             raise NotRun("compute-sanitizer is not here")
-        done = gate.run([sanitizer, "--tool", tool, "--error-exitcode", "86", program], limit=1e9, environment=built.environment)
+        done = gate.run([sanitizer, "--tool", tool, "--error-exitcode", "86", program], limit=seconds, environment=built.environment,
+                        late=NotRun)
         summary = [line for line in done.stdout.splitlines() if "SUMMARY" in line]
         if not summary:
             raise NotRun(f"compute-sanitizer gave no summary: {' / '.join(done.stdout.splitlines()[-6:])}")
@@ -81,7 +83,7 @@ def run(gate, built, scratch):
         gate.stream(job, built.worker(job, json.dumps(details)), limit=300, environment=built.environment, status=PASSED)
     check_parity(gate, 16 if gate.stub else TOKENS)
 
-    for tool in ("memcheck", "racecheck"):
-        for program in built.tests():
-            if not program.name.endswith(SANITIZER_SKIPS):
-                gate.cell(f"{tool}, {program.name}", sanitize(gate, built, program, tool))
+    small = [program for program in built.tests() if not program.name.endswith(SANITIZER_SKIPS)]
+    checks = [(tool, program) for tool in ("memcheck", "racecheck") for program in small]
+    for i, (tool, program) in enumerate(checks):  # none of them takes more than two shares of what is left for all
+        gate.cell(f"{tool}, {program.name}", sanitize(gate, built, program, tool, 2 * gate.left() / (len(checks) - i)), needs=5)

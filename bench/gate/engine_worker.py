@@ -57,7 +57,7 @@ def compare(cell, plain, by_tau):
         for i, (got, want) in enumerate(zip(texts, plain, strict=True)):
             if got != want:
                 place = next((k for k, pair in enumerate(zip(got[0], want[0], strict=False)) if pair[0] != pair[1]), None)
-                say(cell, failed=f"tau {tau}, prompt {i}: " + ("logprobs differ" if place is None else f"token {place} differs"))
+                say(cell, failed=f"tau {tau}, prompt {i}: " + ("lengths or logprobs differ" if place is None else f"token {place} differs"))
                 return
             tokens += len(got[0])
     say(cell, tokens=tokens, taus=str(list(by_tau)))
@@ -188,8 +188,8 @@ def measured(case, target, device):
     length = context + room(batch, context, tokens, max(taus)) + max(taus) + 1
     with paceline.Engine(
             case.get("target", target), case["draft"], device=device, dtype="bf16",
-            draft_dtype=case["draft_dtype"] if case["draft"] else "auto", num_speculative_tokens=max(taus) if case["draft"] else 0, max_num_seqs=batch, max_model_len=length,
-            kv_cache_tokens=batch * (length + 64)) as engine:
+            draft_dtype=case["draft_dtype"] if case["draft"] else "auto", num_speculative_tokens=max(taus) if case["draft"] else 0,
+            max_num_seqs=batch, max_model_len=length, kv_cache_tokens=batch * (length + 64)) as engine:
         prompts = prompts_of(batch, context)
         engine.generate_batch([prompt[:16] for prompt in prompts], max_tokens=4, ignore_eos=True)
         medians, same = measure(engine, prompts, tokens, taus, case["repetitions"])

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from gate import correctness, cycle, kernels
+from gate import correctness, cycle, engine_worker, kernels
 from gate.cells import FAILED, MEASURED, NOT_RUN, PASSED, Failed, Gate, NotRun, markdown
 from gate.machine import Build
 
@@ -114,8 +114,22 @@ def test_a_sanitizer_passes_by_its_own_summary_alone(tmp_path, monkeypatch, said
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     gate = Gate("some", tmp_path / "out", 1, stub=False, facts=FACTS)
-    gate.cell("memcheck", correctness.sanitize(gate, Build(tmp_path, "device", dict(os.environ), tmp_path), "/bin/true", "memcheck"))
+    gate.cell("memcheck", correctness.sanitize(gate, Build(tmp_path, "device", dict(os.environ), tmp_path), "/bin/true", "memcheck", 60))
     assert gate.cells[0]["status"] == status
+
+
+def test_one_bit_apart_is_no_parity(capsys):
+    plain = [([5, 6, 7], [-0.5, -0.25, -1.0]), ([8, 9], [-1.0, -2.0])]
+    engine_worker.compare("same", plain, {0: plain, 3: plain})
+    engine_worker.compare("token", plain, {0: plain, 3: [plain[0], ([8, 8], [-1.0, -2.0])]})
+    engine_worker.compare("logprob", plain, {0: plain, 3: [([5, 6, 7], [-0.5, -0.25, -1.0000001]), plain[1]]})
+    engine_worker.compare("shorter", plain, {4: [([5, 6], [-0.5, -0.25]), plain[1]]})
+    same, *others = map(json.loads, capsys.readouterr().out.splitlines())
+    assert same == {"cell": "same", "tokens": 10, "taus": "[0, 3]"}
+    assert [each["failed"] for each in others] == [
+        "tau 3, prompt 1: token 1 differs", "tau 3, prompt 0: lengths or logprobs differ", "tau 4, prompt 0: lengths or logprobs differ"]
+    assert engine_worker.same_texts([{"texts": [[1, 2, 3], [4]]}, {"texts": [[1, 2], [4, 5]]}])
+    assert not engine_worker.same_texts([{"texts": [[1, 2, 3], [4]]}, {"texts": [[1, 2], [3, 5]]}])
 
 
 def test_parity_needs_its_tokens(tmp_path):
