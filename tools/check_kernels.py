@@ -24,7 +24,7 @@ SHOWN = "sm_90a"  # whose registers and instructions are looked at
 FLAGS = ["-std=c++20", "-O3", "--fmad=false", "-ftz=true", "--expt-relaxed-constexpr", "--Werror=all-warnings", "-Xcompiler=-Wall,-Wextra",
          *(f"-gencode=arch=compute_{each},code=sm_{each}" for each in ARCHITECTURES), "-gencode=arch=compute_120,code=compute_120"]
 
-INSTRUCTIONS = {"attention": ["LDG.E.128"]}
+INSTRUCTIONS = {"skinny_gemm": ["HMMA", "LDGSTS.E"], "attention": ["LDG.E.128"]}
 """By family: in SASS. Tensor cores where products are made, loads of 16 bytes where memory is the limit."""
 
 
