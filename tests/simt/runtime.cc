@@ -296,7 +296,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
 }
 cudaError_t cudaStreamQuery(cudaStream_t stream) {
   if (const cudaError_t error = called("cudaStreamQuery")) return error;
-  simt::run_some(*stream, 64);
+  simt::run_some(*stream, 24);
   if (!simt::runtime().fault.empty()) return cudaErrorLaunchFailure;
   return stream->queue.empty() ? cudaSuccess : cudaErrorNotReady;
 }
