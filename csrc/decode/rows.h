@@ -23,7 +23,8 @@ class RowsBuffer {
   void fill(const std::vector<int32_t>& slots, const std::vector<int32_t>& positions, const std::vector<int32_t>& tokens) {
     const Rows to = rows();
     const int32_t live = filled_ = int32_t(tokens.size());
-    positions_ = *std::max_element(positions.begin(), positions.end()) + 1;
+    positions_ = 1;
+    for (int32_t position : positions) positions_ = std::max(positions_, position + 1);
     backend_.upload(to.live, &live, sizeof live);
     backend_.upload(to.slot, slots.data(), slots.size() * sizeof(int32_t));
     backend_.upload(to.position, positions.data(), positions.size() * sizeof(int32_t));
