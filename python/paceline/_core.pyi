@@ -73,6 +73,7 @@ class EngineOptions:
         debug_hash: bool,
         profile_first: int,
         profile_last: int,
+        cycles_in_flight: int,
     ) -> None: ...
 
 @final

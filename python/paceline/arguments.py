@@ -78,7 +78,7 @@ class Settings:
             num_speculative_tokens=self.num_speculative_tokens, acceptance=self.acceptance, max_model_len=self.max_model_len,
             max_num_seqs=self.max_num_seqs, kv_dtype=self.kv_dtype, kv_cache_tokens=self.kv_cache_tokens, prefill_chunk=PREFILL_CHUNK[self.device],
             vocab_limit=self.vocab_size, token_bytes=self.token_bytes()[:self.vocab_size], debug_hash=False,
-            profile_first=self.profile_cycles[0], profile_last=self.profile_cycles[1])
+            profile_first=self.profile_cycles[0], profile_last=self.profile_cycles[1], cycles_in_flight=0)
 
     def info(self) -> dict[str, Any]:
         return {
