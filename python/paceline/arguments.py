@@ -76,7 +76,8 @@ class Settings:
     def for_core(self) -> _core.EngineOptions:
         return _core.EngineOptions(
             num_speculative_tokens=self.num_speculative_tokens, acceptance=self.acceptance, max_model_len=self.max_model_len,
-            max_num_seqs=self.max_num_seqs, kv_dtype=self.kv_dtype, kv_cache_tokens=self.kv_cache_tokens, prefill_chunk=PREFILL_CHUNK[self.device],
+            max_num_seqs=self.max_num_seqs, kv_dtype=self.kv_dtype, kv_cache_tokens=self.kv_cache_tokens,
+            prefill_chunk=PREFILL_CHUNK[self.device],
             vocab_limit=self.vocab_size, token_bytes=self.token_bytes()[:self.vocab_size], debug_hash=False,
             profile_first=self.profile_cycles[0], profile_last=self.profile_cycles[1], cycles_in_flight=0)
 
@@ -118,7 +119,8 @@ def resolve(*, target: PathLike, draft: PathLike | None, tokenizer: PathLike | t
         draft_dtype=_draft_dtype(draft_dtype, draft_files, target_dtype, notes), kv_dtype=kv,
         num_speculative_tokens=tau, acceptance=acceptance, max_model_len=length, max_num_seqs=num_seqs,
         kv_cache_tokens=_kv_cache_tokens(kv_cache_tokens, num_seqs, length, per_position, backend.free_bytes() or available_memory(), notes),
-        weights_cache=cache, vocab_size=_vocab_size(target_files, words), notes=tuple(notes), profile_cycles=_profile_cycles(), device=kind, backend=backend)
+        weights_cache=cache, vocab_size=_vocab_size(target_files, words), notes=tuple(notes),
+        profile_cycles=_profile_cycles(), device=kind, backend=backend)
 
 
 def _backend(device: str, num_threads: int, notes: list[str]) -> tuple[Literal["cpu", "cuda"], _core.Backend]:
