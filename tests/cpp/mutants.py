@@ -3,9 +3,10 @@
 tests/cpp/mutants.toml lists them: a name, the file, the text that is replaced (it must be there exactly once) and the text that
 replaces it, the test program that must fail, and how many texts its statistics need (PACELINE_LAW_N) where that matters.
 The sources are copied to build/mutants, once per worker; the tree itself is never touched. Exit status 1 if a mutant survives,
-if one does not compile, or if a test fails without any.
+if one does not compile, or if a test fails without any. The others are still planted after such a one.
 """
 
+import collections
 import concurrent.futures
 import dataclasses
 import os
@@ -64,19 +65,19 @@ class Worker:
         said = [line for line in done.stdout.splitlines() if line.startswith("FAIL")] or [f"exit status {done.returncode}"]
         return done.returncode == 0, said[-1]
 
-    def killed_by(self, mutant):
-        """What its test said; None if the mutant survives."""
+    def fate(self, mutant):
+        """("killed", "SURVIVES" or "BROKEN": it does not compile; what was said)."""
         path = self.source / mutant.file
         original = path.read_text()
         path.write_text(mutant.planted(original))
         try:
             built = run("cmake", "--build", self.build, "--target", parts_of(mutant.test)[1], check=False)
             if built is not None:
-                raise SystemExit(f"{mutant.name}: does not compile:\n{built}")
+                return "BROKEN", built
             passed, said = self.test(mutant.test, mutant.texts)
         finally:
             path.write_text(original)
-        return None if passed else said
+        return ("SURVIVES", "") if passed else ("killed", said[:110])
 
 
 def parts_of(test):
@@ -119,12 +120,12 @@ def main():
         for (test, _), (passed, said) in zip(sound, pool.map(lambda each: with_worker(lambda w: w.test(*each)), sound), strict=True):
             if not passed:
                 raise SystemExit(f"{test} fails without a mutant: {said}")
-        survivors = 0
-        for mutant, said in zip(chosen, pool.map(lambda m: with_worker(lambda w: w.killed_by(m)), chosen), strict=True):
-            survivors += said is None
-            print(f"{'SURVIVES' if said is None else 'killed  '}  {mutant.name:60} {mutant.test:45} {(said or '')[:110]}", flush=True)
-    print(f"{len(chosen) - survivors} killed, {survivors} survived, {time.monotonic() - start:.0f} s")
-    return survivors > 0
+        fates = collections.Counter()
+        for mutant, (fate, said) in zip(chosen, pool.map(lambda m: with_worker(lambda w: w.fate(m)), chosen), strict=True):
+            fates[fate] += 1
+            print(f"{fate:8}  {mutant.name:60} {mutant.test:45} {said}", flush=True)
+    print(f"{fates['killed']} killed, {fates['SURVIVES']} survived, {fates['BROKEN']} broken, {time.monotonic() - start:.0f} s")
+    return fates["killed"] < len(chosen)
 
 
 if __name__ == "__main__":
