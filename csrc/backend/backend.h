@@ -173,7 +173,7 @@ class Backend {
   virtual Buffer allocate(size_t bytes) = 0;
   // Memory that operations write and the host reads (and the other way round) without a copy. Small things only.
   virtual Buffer allocate_shared(size_t bytes) = 0;
-  virtual void upload(void* device, const void* host, size_t bytes) = 0;
+  virtual void upload(void* device, const void* host, size_t bytes) = 0;  // host may go when this returns
   virtual void download(void* host, const void* device, size_t bytes) = 0;
   virtual void synchronize() = 0;
   // Cycles worth launching before the first one's results are read: 1 where a launch is the work itself.
@@ -192,7 +192,11 @@ class Backend {
   }
   virtual void pack_weights(PackedMatrix& matrix, const TensorView& part, int first_block, int block_stride) = 0;
   // Packed weights that are already in host memory (a mapped file): where they lie, or a copy on the device.
-  virtual Buffer adopt(Buffer host) = 0;
+  virtual Buffer adopt(Buffer host) {
+    Buffer buffer = allocate(host.bytes());
+    upload(buffer.as<void>(), host.as<void>(), host.bytes());
+    return buffer;
+  }
 
   // The network. x is the residual stream, fp32 [T, D].
   virtual void embed(const Rows&, const PackedMatrix& table /* [V, D] packed */, int d, float* x) = 0;

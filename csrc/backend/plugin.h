@@ -4,11 +4,17 @@
 // Functions that can fail return a PluginStatus; last_error() then says what happened, to the thread that asked.
 #pragma once
 
+#include <initializer_list>
+
 #include "backend/backend.h"
 
 namespace paceline {
 
-constexpr uint32_t kPluginAbi = 1;  // counts every change of this table or of the structs that cross it
+// What both sides must agree on: sizes, so that a changed table or struct shows by itself, and a number for changes that no size shows.
+constexpr uint32_t abi_of(uint32_t number, std::initializer_list<size_t> sizes) {
+  for (size_t size : sizes) number = number * 31 + uint32_t(size);
+  return number;
+}
 constexpr const char* kPluginEntry = "paceline_backend_plugin";
 
 enum PluginStatus : int32_t { kPluginOk = 0, kPluginInvalid = 1, kPluginCapacity = 2, kPluginDevice = 3 };
@@ -67,6 +73,9 @@ struct BackendPlugin {
   Status (*profile)(void* backend, int32_t on);
   Status (*hash_kv)(void* backend, const KvLayer*, const AttentionShape*, int32_t slot, int32_t position, uint64_t* hash);
 };
+
+constexpr uint32_t kPluginAbi = abi_of(2, {sizeof(BackendPlugin), sizeof(Rows), sizeof(KvLayer), sizeof(AttentionShape), sizeof(QkvWeights),
+                                           sizeof(CycleState), sizeof(CycleResult), sizeof(CycleResults), sizeof(SlotParams)});
 
 // What a library exports under kPluginEntry: its table, or nullptr when it was made for another abi.
 using BackendPluginEntry = const BackendPlugin* (*)(uint32_t abi);

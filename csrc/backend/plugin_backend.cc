@@ -96,12 +96,6 @@ class PluginBackend final : public Backend {
   void pack_weights(PackedMatrix& matrix, const TensorView& part, int first_block, int block_stride) override {
     call(plugin_.pack_weights, handle_of(matrix), part.name.c_str(), part.dtype, part.shape[0], part.shape[1], part.data, first_block, block_stride);
   }
-  Buffer adopt(Buffer host) override {
-    Buffer buffer = allocate(host.bytes());
-    upload(buffer.as<void>(), host.as<void>(), host.bytes());
-    synchronize();
-    return buffer;
-  }
 
   void embed(const Rows& rows, const PackedMatrix& table, int d, float* x) override { call(plugin_.embed, &rows, handle_of(table), d, x); }
   void norm_qkv_rope_write(const Rows& rows, const float* x, int d, const QkvWeights& weights, const AttentionShape& shape, const KvLayer& kv,
@@ -182,7 +176,7 @@ std::unique_ptr<Backend> load_backend(const std::string& path, int device) {
   const auto entry = reinterpret_cast<BackendPluginEntry>(dlsym(library, kPluginEntry));
   if (!entry) throw DeviceError(message("[Engine] ", path, " is not a Paceline plugin: it has no ", kPluginEntry));
   const BackendPlugin* plugin = entry(kPluginAbi);
-  if (!plugin) throw DeviceError(message("[Engine] ", path, " was made for another version of Paceline (ABI ", kPluginAbi, " is needed): install the same version of both"));
+  if (!plugin) throw DeviceError(message("[Engine] ", path, " was made for another version of Paceline (boundary ", kPluginAbi, " is needed): install the same version of both"));
   return make_plugin_backend(*plugin, device);
 }
 

@@ -89,6 +89,14 @@ Cycle::Cycle(Backend& backend, Model& target, Model* draft, const Limits& limits
   }
 }
 
+// Cycles under way write to memory that goes now.
+Cycle::~Cycle() {
+  try {
+    if (in_flight()) backend_.synchronize();
+  } catch (const std::exception&) {  // a device that failed runs nothing any more
+  }
+}
+
 template <class T>
 T* Cycle::make(size_t count) {
   buffers_.push_back(backend_.allocate(count * sizeof(T)));

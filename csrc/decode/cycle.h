@@ -22,6 +22,7 @@ class Cycle {
   };
   // draft may be null.
   Cycle(Backend& backend, Model& target, Model* draft, const Limits& limits);
+  ~Cycle();
 
   // Host side, between cycles only. A slot starts with its committed tokens; nothing is cached yet.
   void start(int slot, const SlotParams& params, const std::vector<int32_t>& tokens);

@@ -4,6 +4,22 @@
 #include "decode/scheduler.h"
 
 namespace paceline {
+namespace {
+
+// Pages go back however the call ends.
+class PagesScope {
+ public:
+  PagesScope(KvCache& cache, int slot) : cache_(cache), slot_(slot) {}
+  ~PagesScope() { cache_.truncate(slot_, 0); }
+  PagesScope(const PagesScope&) = delete;
+  PagesScope& operator=(const PagesScope&) = delete;
+
+ private:
+  KvCache& cache_;
+  int slot_;
+};
+
+}  // namespace
 
 std::vector<float> Scheduler::verify(const std::vector<int32_t>& prefix, const std::vector<int32_t>& drafts) {
   std::vector<int32_t> tokens = prefix;
@@ -14,11 +30,12 @@ std::vector<float> Scheduler::verify(const std::vector<int32_t>& prefix, const s
           options_.max_model_len, " tokens, got ", tokens.size());
   const int total = int(tokens.size()), first = int(prefix.size()) - 1, v = target_.vocab_size(), slot = options_.max_num_seqs;
   KvCache& cache = target_.cache();
+  std::vector<float> logprobs(size_t(total - first) * v);
   if (promised_target_ + cache.pages().pages_for(total) > cache.pages().num_pages() || !cache.reserve(slot, total))
     throw CapacityError(message("[verify] ", total, " tokens do not fit beside the running requests: raise kv_cache_tokens in Engine(...)"));
+  const PagesScope pages(cache, slot);
   cache.publish();
 
-  std::vector<float> logprobs(size_t(total - first) * v);
   const auto pass = [&](RowsBuffer& rows, int begin, int end, float* logits) {
     std::vector<int32_t> positions;
     for (int position = begin; position < end; ++position) positions.push_back(position);
@@ -34,7 +51,6 @@ std::vector<float> Scheduler::verify(const std::vector<int32_t>& prefix, const s
     backend_.log_softmax(verify_rows_.rows(), verify_logits_.as<float>(), v, verify_logprobs_.as<float>());
     backend_.download(logprobs.data() + size_t(begin - first) * v, verify_logprobs_.as<float>(), size_t(end - begin) * v * sizeof(float));
   }
-  cache.truncate(slot, 0);
   return logprobs;
 }
 

@@ -1,5 +1,7 @@
 #include "model/kv_cache.h"
 
+#include <algorithm>
+
 namespace paceline {
 
 KvCache::KvCache(Backend& backend, const KvGeometry& geometry, int num_pages, int num_slots, int max_len)
@@ -7,30 +9,31 @@ KvCache::KvCache(Backend& backend, const KvGeometry& geometry, int num_pages, in
       pages_(num_pages, num_slots, (max_len + kPagePositions - 1) / kPagePositions, kPagePositions),
       plane_bytes_(size_t(num_pages) * geometry.num_kv_heads * kPagePositions * geometry.head_dim * size_of(geometry.dtype)),
       storage_(backend.allocate(2 * geometry.num_layers * plane_bytes_)),
-      tables_(backend.allocate(size_t(num_slots) * pages_.pages_per_slot() * sizeof(int32_t))) {}
+      tables_(backend.allocate(size_t(num_slots) * pages_.pages_per_slot() * sizeof(int32_t))), published_(num_slots, 0) {}
 
-bool KvCache::reserve(int slot, int positions) {
-  const int before = pages_.held(slot);
-  if (!pages_.reserve(slot, positions)) return false;
-  changed_ |= pages_.held(slot) != before;
-  return true;
+bool KvCache::reserve(int slot, int positions) { return pages_.reserve(slot, positions); }
+
+void KvCache::truncate(int slot, int positions) {
+  pages_.truncate(slot, positions);
+  published_[slot] = std::min(published_[slot], pages_.held(slot));
 }
-
-void KvCache::truncate(int slot, int positions) { pages_.truncate(slot, positions); }
 
 bool KvCache::share(int from, int to, int positions, const AttentionShape& shape) {
   Pages::Copy copy;
   if (!pages_.share(from, to, positions, copy)) return false;
-  changed_ = true;
   if (copy.from >= 0)
     for (int i = 0; i < geometry_.num_layers; ++i) backend_.copy_pages(layer(i), shape, &copy.from, &copy.to, 1);
   return true;
 }
 
 void KvCache::publish() {
-  if (!changed_) return;
-  backend_.upload(tables_.as<int32_t>(), pages_.table(0), tables_.bytes());
-  changed_ = false;
+  for (int slot = 0; slot < int(published_.size()); ++slot) {
+    const int from = published_[slot], count = pages_.held(slot) - from;
+    if (count == 0) continue;
+    int32_t* table = tables_.as<int32_t>() + size_t(slot) * pages_.pages_per_slot();
+    backend_.upload(table + from, pages_.table(slot) + from, count * sizeof(int32_t));
+    published_[slot] += count;
+  }
 }
 
 std::vector<uint64_t> KvCache::hashes(int slot, int positions, const AttentionShape& shape) const {

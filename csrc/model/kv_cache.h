@@ -42,7 +42,7 @@ class KvCache {
   size_t plane_bytes_;  // keys, or values, of one layer
   Buffer storage_;      // [num_layers][keys, values]
   Buffer tables_;       // [num_slots, pages_per_slot] int32
-  bool changed_ = true;
+  std::vector<int> published_;  // [num_slots] entries of its table that the device has
 };
 
 }  // namespace paceline

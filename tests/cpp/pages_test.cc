@@ -239,6 +239,10 @@ TEST(publish_brings_tables_to_the_device) {
   cache.truncate(0, 0);
   CHECK(cache.reserve(1, 190));
   check_published();
+  const int last = cache.pages().table(1)[2];
+  cache.truncate(1, 64);
+  CHECK(cache.reserve(0, 64) && cache.reserve(1, 190) && cache.pages().table(1)[2] != last);  // the same slot, other pages
+  check_published();
 }
 
 TEST_MAIN()

@@ -19,7 +19,7 @@ struct cublasLtMatrixLayoutOpaque {
 };
 struct cublasLtMatmulPreferenceOpaque {
   uint64_t workspace_bytes = 0;
-  uint32_t reduction_schemes = ~0u;
+  uint32_t reduction_schemes = ~0u, weight_alignment = 256;
 };
 
 namespace {
@@ -64,6 +64,7 @@ const char* cublasLtGetStatusName(cublasStatus_t status) {
     case CUBLAS_STATUS_SUCCESS: return "CUBLAS_STATUS_SUCCESS";
     case CUBLAS_STATUS_NOT_INITIALIZED: return "CUBLAS_STATUS_NOT_INITIALIZED";
     case CUBLAS_STATUS_ALLOC_FAILED: return "CUBLAS_STATUS_ALLOC_FAILED";
+    case CUBLAS_STATUS_INVALID_VALUE: return "CUBLAS_STATUS_INVALID_VALUE";
     case CUBLAS_STATUS_EXECUTION_FAILED: return "CUBLAS_STATUS_EXECUTION_FAILED";
   }
   return "?";
@@ -89,8 +90,12 @@ cublasStatus_t cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t prefer
 }
 cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t preference, cublasLtMatmulPreferenceAttributes_t attribute,
                                                     const void* value, size_t bytes) {
-  if (attribute == CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES) std::memcpy(&preference->workspace_bytes, value, bytes);
-  else std::memcpy(&preference->reduction_schemes, value, bytes);
+  switch (attribute) {
+    case CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES: std::memcpy(&preference->workspace_bytes, value, bytes); break;
+    case CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK: std::memcpy(&preference->reduction_schemes, value, bytes); break;
+    case CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES: std::memcpy(&preference->weight_alignment, value, bytes); break;
+    default: return CUBLAS_STATUS_INVALID_VALUE;
+  }
   return status_of("cublasLtMatmulPreferenceSetAttribute");
 }
 
@@ -102,6 +107,7 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDe
   if (*found) {
     results[0] = {};
     results[0].algo.data[0] = 1 + (a->columns / 16 + b->columns) % 5;
+    results[0].algo.data[1] = preference->weight_alignment;
     results[0].workspaceSize = preference->reduction_schemes == 0 ? 0 : preference->workspace_bytes;
   }
   return status_of("cublasLtMatmulAlgoGetHeuristic");
@@ -112,6 +118,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t operation, 
                               cublasLtMatrixLayout_t d_layout, const cublasLtMatmulAlgo_t* algorithm, void*, size_t workspace_bytes,
                               cudaStream_t stream) {
   if (operation->transpose_a != CUBLAS_OP_T || operation->transpose_b != CUBLAS_OP_N) return CUBLAS_STATUS_EXECUTION_FAILED;
+  if (reinterpret_cast<uintptr_t>(a) % algorithm->data[1]) return CUBLAS_STATUS_INVALID_VALUE;
   const auto left = *a_layout, right = *b_layout, out = *d_layout;
   const unsigned strides = unsigned(1 + (algorithm->data[0] * 7 + right.columns * 3 + workspace_bytes / 4096) % 11);
   const cudaError_t error = simt::enqueue(stream, "cublasLtMatmul", [=] {

@@ -33,8 +33,10 @@ struct CUevent_st {
   cudaStream_t stream = nullptr;
 };
 struct CUstream_st {
+  int device = simt::current_device();
   std::deque<std::pair<const char*, std::function<void()>>> queue;
   CUgraph_st* capturing = nullptr;
+  bool broken = false;  // the capture, by a call that cannot be captured
 };
 
 namespace simt {
@@ -98,7 +100,7 @@ Arena& arena() {
 
 struct Runtime {
   std::map<std::string, int> calls;
-  int until_failure = 0, nodes = 0, devices = 1;
+  int until_failure = 0, nodes = 0;
   std::string failed, fault;  // fault: what a kernel died of; sticks, as on a device
 };
 Runtime& runtime() {
@@ -154,12 +156,23 @@ bool is_pinned(const void* at) {
   return after != pinned().begin() && at < std::prev(after)->first + std::prev(after)->second;
 }
 
+// Calls that a device refuses to a thread that captures; the capture is lost.
+bool breaks_a_capture(const std::string& name) {
+  static const std::set<std::string> unsafe{"cudaMalloc", "cudaFree", "cudaHostAlloc", "cudaFreeHost", "cudaStreamQuery", "cudaEventSynchronize"};
+  if (!unsafe.count(name)) return false;
+  bool broken = false;
+  for (cudaStream_t stream : streams())
+    if (stream->capturing) broken = stream->broken = true;
+  return broken;
+}
+
 }  // namespace
 
 cudaError_t called(const char* name) {
   Runtime& r = runtime();
   ++r.calls[name];
   if (!r.fault.empty()) return cudaErrorLaunchFailure;
+  if (breaks_a_capture(name)) return cudaErrorStreamCaptureUnsupported;
   if (r.until_failure > 0 && --r.until_failure == 0) {
     r.failed = name;
     return cudaErrorUnknown;
@@ -169,6 +182,7 @@ cudaError_t called(const char* name) {
 
 cudaError_t enqueue(cudaStream_t stream, const char* what, std::function<void()> work) {
   if (const cudaError_t error = called(what)) return error;
+  if (stream->device != current_device()) return cudaErrorInvalidResourceHandle;
   submit(*stream, what, std::move(work));
   return cudaSuccess;
 }
@@ -193,33 +207,12 @@ size_t num_pending() {
 }
 int num_graph_nodes() { return runtime().nodes; }
 size_t device_bytes_in_use() { return arena().in_use(); }
-void set_device_count(int count) { runtime().devices = count; }
 
 }  // namespace simt
 
 using simt::called;
 
-// ------------------------------------------------------------------------------------------------ devices and errors
-cudaError_t cudaGetDeviceCount(int* count) {
-  *count = simt::runtime().devices;
-  if (const cudaError_t error = called("cudaGetDeviceCount")) return error;
-  return *count ? cudaSuccess : cudaErrorNoDevice;
-}
-cudaError_t cudaSetDevice(int) { return called("cudaSetDevice"); }
-cudaError_t cudaRuntimeGetVersion(int* version) { return *version = 13000, called("cudaRuntimeGetVersion"); }
-cudaError_t cudaDriverGetVersion(int* version) { return *version = 13000, called("cudaDriverGetVersion"); }
-cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
-  *total = size_t(8) << 30;
-  *free = *total - simt::device_bytes_in_use();
-  return called("cudaMemGetInfo");
-}
-cudaError_t cudaGetLastError() { return cudaSuccess; }
-cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
-  *properties = {};
-  std::strcpy(properties->name, "stub");
-  properties->major = 9;
-  return called("cudaGetDeviceProperties");
-}
+// ------------------------------------------------------------------------------------------------ errors
 const char* cudaGetErrorName(cudaError_t error) {
   switch (error) {
     case cudaSuccess: return "cudaSuccess";
@@ -228,6 +221,9 @@ const char* cudaGetErrorName(cudaError_t error) {
     case cudaErrorNoDevice: return "cudaErrorNoDevice";
     case cudaErrorNotReady: return "cudaErrorNotReady";
     case cudaErrorStreamCaptureUnsupported: return "cudaErrorStreamCaptureUnsupported";
+    case cudaErrorStreamCaptureInvalidated: return "cudaErrorStreamCaptureInvalidated";
+    case cudaErrorInvalidResourceHandle: return "cudaErrorInvalidResourceHandle";
+    case cudaErrorNoKernelImageForDevice: return "cudaErrorNoKernelImageForDevice";
     default: return "cudaErrorUnknown";
   }
 }
@@ -238,6 +234,7 @@ const char* cudaGetErrorString(cudaError_t error) {
 // ------------------------------------------------------------------------------------------------ memory
 cudaError_t cudaMalloc(void** memory, size_t bytes) {
   if (const cudaError_t error = called("cudaMalloc")) return error;
+  simt::use_device();
   *memory = simt::arena().allocate(bytes);
   return *memory ? cudaSuccess : cudaErrorMemoryAllocation;
 }
@@ -300,7 +297,12 @@ cudaError_t cudaStreamQuery(cudaStream_t stream) {
   if (!simt::runtime().fault.empty()) return cudaErrorLaunchFailure;
   return stream->queue.empty() ? cudaSuccess : cudaErrorNotReady;
 }
-cudaError_t cudaEventCreate(cudaEvent_t* event) { return *event = new CUevent_st, called("cudaEventCreate"); }
+cudaError_t cudaEventCreate(cudaEvent_t* event) { return cudaEventCreateWithFlags(event, cudaEventDefault); }
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
+  if (const cudaError_t error = called("cudaEventCreateWithFlags")) return error;
+  *event = new CUevent_st;
+  return cudaSuccess;
+}
 cudaError_t cudaEventDestroy(cudaEvent_t event) { return delete event, called("cudaEventDestroy"); }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   event->stream = stream;
@@ -308,7 +310,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
   if (const cudaError_t error = called("cudaEventSynchronize")) return error;
-  return simt::drain(event->stream);
+  return event->stream ? simt::drain(event->stream) : cudaSuccess;  // never recorded: done
 }
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end) {
   *milliseconds = std::chrono::duration<float, std::milli>(end->at - begin->at).count();
@@ -317,10 +319,15 @@ cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEve
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
   if (const cudaError_t error = called("cudaStreamBeginCapture")) return error;
   stream->capturing = new CUgraph_st;
+  stream->broken = false;
   return cudaSuccess;
 }
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
   *graph = std::exchange(stream->capturing, nullptr);
+  if (stream->broken) {
+    delete std::exchange(*graph, nullptr);
+    return cudaErrorStreamCaptureInvalidated;
+  }
   return called("cudaStreamEndCapture");
 }
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned long long) {
@@ -328,8 +335,10 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsig
   *exec = new CUgraphExec_st{*graph};
   return cudaSuccess;
 }
+cudaError_t cudaGraphUpload(cudaGraphExec_t, cudaStream_t) { return called("cudaGraphUpload"); }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
   if (const cudaError_t error = called("cudaGraphLaunch")) return error;
+  if (stream->device != simt::current_device()) return cudaErrorInvalidResourceHandle;
   simt::runtime().nodes = int(exec->graph.nodes.size());
   for (const auto& [what, work] : exec->graph.nodes) stream->queue.emplace_back(what, work);
   return cudaSuccess;

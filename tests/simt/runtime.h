@@ -27,6 +27,11 @@ size_t num_pending();          // pieces of work that streams have not begun
 int num_graph_nodes();         // of the graph launched last
 size_t device_bytes_in_use();
 
-void set_device_count(int count);  // 1 at first
+// devices.cc
+int current_device();               // of this thread's context; 0 without one
+void use_device();                  // something is made in the current device's context
+bool device_was_used(int device);
+void set_device_count(int count);   // 1 at first, 4 at most
+void set_code_is_missing(bool missing);  // kernels were built for other devices
 
 }  // namespace simt

@@ -24,6 +24,20 @@ size_t page_bytes(const AttentionShape& shape, DType dtype) {
   return size_t(shape.num_kv_heads) * kPagePositions * shape.head_dim * size_of(dtype);
 }
 
+bool is_missing_code(cudaError_t error) {
+  return error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction || error == cudaErrorInvalidPtx ||
+         error == cudaErrorUnsupportedPtxVersion;
+}
+
+// Leaves the core to its other thread while this one watches.
+void pause_briefly() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
 class CudaGraph final : public Graph {
  public:
   CudaGraph(cudaGraphExec_t executable, cudaStream_t stream) : executable_(executable), stream_(stream) {}
@@ -41,13 +55,19 @@ CudaBackend::CudaBackend(int device) : bf16_by_cublas_(cublas_is_forced()) {
   cudaDeviceProp properties{};
   check(cudaSetDevice(device), "cudaSetDevice");
   check(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties");
-  require(properties.major >= 8, "[Engine] device cuda needs compute capability 8.0 or newer, ", properties.name, " has ", properties.major, ".",
-          properties.minor);
-  description_ = message("cuda: ", properties.name, ", compute capability ", properties.major, ".", properties.minor);
+  const std::string name = message(properties.name, ", compute capability ", properties.major, ".", properties.minor);
+  require(properties.major >= 8, "[Engine] device cuda needs compute capability 8.0 or newer, got ", name);
+  const cudaError_t code = code_for_device();
+  require(!is_missing_code(code), "[Engine] this build of the CUDA engine has no code for ", name,
+          ": install paceline[cuda], or build with CUDAARCHS=native");
+  check(code, "cudaFuncGetAttributes");
+  description_ = "cuda: " + name;
   check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
   try {
+    staging_ = std::make_unique<Staging>(stream_);
     matmul_ = std::make_unique<Matmul>(stream_);
   } catch (...) {
+    staging_.reset();
     cudaStreamDestroy(stream_);
     throw;
   }
@@ -56,6 +76,7 @@ CudaBackend::CudaBackend(int device) : bf16_by_cublas_(cublas_is_forced()) {
 CudaBackend::~CudaBackend() {
   cudaStreamSynchronize(stream_);  // whatever still runs reads memory that goes now
   matmul_.reset();
+  staging_.reset();
   cudaStreamDestroy(stream_);
 }
 
@@ -79,9 +100,7 @@ Buffer CudaBackend::allocate_shared(size_t bytes) {
   return Buffer(memory, bytes, [](void* p) { cudaFreeHost(p); });
 }
 
-void CudaBackend::upload(void* device, const void* host, size_t bytes) {
-  if (bytes) check(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream_), "cudaMemcpyAsync to the device");
-}
+void CudaBackend::upload(void* device, const void* host, size_t bytes) { staging_->upload(device, host, bytes); }
 
 void CudaBackend::download(void* host, const void* device, size_t bytes) {
   if (bytes == 0) return;
@@ -114,7 +133,9 @@ std::unique_ptr<Graph> CudaBackend::capture(std::function<void()> line) {
   if (graph) cudaGraphDestroy(graph);
   check(ended, "cudaStreamEndCapture");
   check(made, "cudaGraphInstantiate");
-  return std::make_unique<CudaGraph>(executable, stream_);
+  auto captured = std::make_unique<CudaGraph>(executable, stream_);
+  check(cudaGraphUpload(executable, stream_), "cudaGraphUpload");  // or else the first launch does it
+  return captured;
 }
 
 void CudaBackend::reserve(Buffer& buffer, size_t bytes) {
@@ -127,11 +148,13 @@ void CudaBackend::reserve(Buffer& buffer, size_t bytes) {
 // The counter lives in shared memory: the host watches it instead of waiting for the stream, and asks the stream only now and then
 // whether it still lives.
 void CudaBackend::wait_for(const int64_t* counter, int64_t value) {
-  constexpr int kLooks = 4096;  // some ten microseconds
+  constexpr int kLooks = 1024;  // some ten microseconds
   const auto reached = [&] { return __atomic_load_n(counter, __ATOMIC_ACQUIRE) >= value; };
   while (true) {
-    for (int look = 0; look < kLooks; ++look)
+    for (int look = 0; look < kLooks; ++look) {
       if (reached()) return;
+      pause_briefly();
+    }
     const cudaError_t state = cudaStreamQuery(stream_);
     if (state == cudaErrorNotReady || reached()) continue;
     check(state, "cudaStreamQuery");
@@ -139,7 +162,9 @@ void CudaBackend::wait_for(const int64_t* counter, int64_t value) {
   }
 }
 
+// Between what is enqueued, not in its midst.
 void CudaBackend::profile(bool on) {
+  synchronize();
   if (on) check(cudaProfilerStart(), "cudaProfilerStart");
   else check(cudaProfilerStop(), "cudaProfilerStop");
 }

@@ -9,6 +9,7 @@
 #include "backend/cuda/kernels/kernels.h"
 #include "backend/cuda/matmul.h"
 #include "backend/cuda/nvtx.h"
+#include "backend/cuda/staging.h"
 
 namespace paceline::cuda {
 
@@ -26,7 +27,7 @@ class CudaMatrix final : public PackedMatrix {
 
 class CudaBackend final : public Backend {
  public:
-  // PACELINE_CUDA_MATMUL=cublas gives products in bf16 to cuBLAS: an oracle for tests.
+  // Makes the device the thread's. PACELINE_CUDA_MATMUL=cublas gives products in bf16 to cuBLAS: an oracle for tests.
   explicit CudaBackend(int device);
   ~CudaBackend() override;
 
@@ -44,7 +45,6 @@ class CudaBackend final : public Backend {
   size_t matrix_bytes(int num_blocks, int k, DType dtype) const override;
   std::unique_ptr<PackedMatrix> matrix_in(Buffer memory, int num_blocks, int k, DType dtype) override;
   void pack_weights(PackedMatrix& matrix, const TensorView& part, int first_block, int block_stride) override;
-  Buffer adopt(Buffer host) override;
 
   void embed(const Rows&, const PackedMatrix& table, int d, float* x) override;
   void norm_qkv_rope_write(const Rows&, const float* x, int d, const QkvWeights&, const AttentionShape&, const KvLayer&, float* qkv) override;
@@ -84,6 +84,7 @@ class CudaBackend final : public Backend {
   Nvtx nvtx_;
   std::string description_;
   cudaStream_t stream_ = nullptr;
+  std::unique_ptr<Staging> staging_;
   std::unique_ptr<Matmul> matmul_;
   bool bf16_by_cublas_ = false;
   // Scratch, grown while models are built. A graph keeps what it was captured with, so nothing of it goes before the backend does.

@@ -128,11 +128,4 @@ void CudaBackend::pack_weights(PackedMatrix& packed, const TensorView& part, int
   }
 }
 
-Buffer CudaBackend::adopt(Buffer host) {
-  Buffer memory = allocate(host.bytes());
-  upload(memory.as<void>(), host.as<void>(), host.bytes());
-  synchronize();
-  return memory;
-}
-
 }  // namespace paceline::cuda

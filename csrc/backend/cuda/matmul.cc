@@ -7,6 +7,7 @@ namespace paceline::cuda {
 namespace {
 
 constexpr size_t kWorkspaceBytes = 32 << 20;  // what NVIDIA advises for Hopper
+constexpr uint32_t kWeightAlignment = 64;      // matrices lie in one allocation (backend.h); unasked, cuBLASLt takes 256 for granted
 
 void check(cublasStatus_t status, const char* call) {
   if (status == CUBLAS_STATUS_SUCCESS) return;
@@ -76,11 +77,12 @@ Matmul::Plan Matmul::make_plan(int outputs, int k, DType dtype) {
     Preference preference;
     preference.set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, kWorkspaceBytes);
     preference.set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, uint32_t(CUBLASLT_REDUCTION_SCHEME_NONE));
+    preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, kWeightAlignment);
     cublasLtMatmulHeuristicResult_t found{};
     int count = 0;
     check(cublasLtMatmulAlgoGetHeuristic(handle_, plan.operation, plan.weights, plan.operand, plan.sums, plan.sums, preference.get(), 1, &found, &count),
           "cublasLtMatmulAlgoGetHeuristic");
-    if (count == 0) throw DeviceError(message("[cuda] cuBLASLt has no algorithm for ", kRowBlock, " rows, ", k, " inputs, ", outputs, " outputs"));
+    if (count == 0 || found.state != CUBLAS_STATUS_SUCCESS) throw DeviceError(message("[cuda] cuBLASLt has no algorithm for ", kRowBlock, " rows, ", k, " inputs, ", outputs, " outputs"));
     plan.algorithm = found.algo;
   } catch (...) {
     drop(plan);

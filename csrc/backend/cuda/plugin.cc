@@ -1,6 +1,8 @@
-// The plugin's side of the boundary: the table of plugin.h over a CudaBackend. Exceptions become a status and a text.
+// The plugin's side of the boundary: the table of plugin.h over a CudaBackend. Exceptions become a status and a text; whatever touches
+// the device runs with its context current, and leaves the caller's.
 #include "backend/plugin.h"
 
+#include "backend/cuda/context.h"
 #include "backend/cuda/cuda_backend.h"
 
 namespace paceline::cuda {
@@ -33,7 +35,33 @@ Status guarded(Body body) noexcept {
   }
 }
 
-CudaBackend& at(void* backend) { return *static_cast<CudaBackend*>(backend); }
+// What the core holds by a handle, and the context it lives in.
+template <class T>
+struct Held {
+  Context context;
+  std::unique_ptr<T> object;
+};
+template <class T>
+Held<T>& held(void* handle) { return *static_cast<Held<T>*>(handle); }
+template <class T>
+void drop(void* handle) {
+  guarded([&] {
+    const std::unique_ptr<Held<T>> dropped(&held<T>(handle));
+    const ContextScope scope(dropped->context);
+    dropped->object.reset();
+  });
+}
+
+CudaBackend& at(void* backend) { return *held<CudaBackend>(backend).object; }
+// body(the backend), on its device.
+template <class Body>
+Status on_device(void* backend, Body body) noexcept {
+  return guarded([&] {
+    const ContextScope scope(held<CudaBackend>(backend).context);
+    body(at(backend));
+  });
+}
+
 PackedMatrix& matrix(void* handle) { return *static_cast<PackedMatrix*>(handle); }
 const PackedMatrix& matrix(const void* handle) { return *static_cast<const PackedMatrix*>(handle); }
 
@@ -59,64 +87,79 @@ struct Forward;
 template <class... Parameters, void (CudaBackend::*Member)(Parameters...)>
 struct Forward<Member> {
   static Status call(void* backend, typename Crossing<Parameters>::Type... arguments) {
-    return guarded([&] { (at(backend).*Member)(Crossing<Parameters>::back(arguments)...); });
+    return on_device(backend, [&](CudaBackend& self) { (self.*Member)(Crossing<Parameters>::back(arguments)...); });
   }
 };
 template <auto Member>
 constexpr auto forward = &Forward<Member>::call;
 
 Status create(int32_t device, void** backend) {
-  return guarded([&] { *backend = new CudaBackend(device); });
+  return guarded([&] {
+    const ContextScope before(current_context());  // the backend makes its own current
+    auto made = std::make_unique<CudaBackend>(device);
+    *backend = new Held<CudaBackend>{current_context(), std::move(made)};
+  });
 }
 Status allocate(void* backend, int32_t shared, size_t bytes, void** buffer, void** data) {
-  return guarded([&] {
-    auto made = std::make_unique<Buffer>(shared ? at(backend).allocate_shared(bytes) : at(backend).allocate(bytes));
+  return on_device(backend, [&](CudaBackend& self) {
+    auto made = std::make_unique<Buffer>(shared ? self.allocate_shared(bytes) : self.allocate(bytes));
     *data = made->as<void>();
-    *buffer = made.release();
+    *buffer = new Held<Buffer>{current_context(), std::move(made)};
   });
 }
 Status capture(void* backend, int32_t (*line)(void*), void* context, void** graph) {
-  return guarded([&] {
-    *graph = at(backend).capture([&] {
+  return on_device(backend, [&](CudaBackend& self) {
+    auto made = self.capture([&] {
       if (line(context) != 0) throw DeviceError("[cuda] the line that was being captured failed");
-    }).release();
+    });
+    *graph = new Held<Graph>{current_context(), std::move(made)};
+  });
+}
+Status launch(void* graph) {
+  return guarded([&] {
+    const ContextScope scope(held<Graph>(graph).context);
+    held<Graph>(graph).object->launch();
   });
 }
 Status free_bytes(void* backend, size_t* bytes) {
-  return guarded([&] { *bytes = at(backend).free_bytes(); });
+  return on_device(backend, [&](CudaBackend& self) { *bytes = self.free_bytes(); });
 }
 Status matrix_bytes(void* backend, int32_t num_blocks, int32_t k, DType dtype, size_t* bytes) {
   return guarded([&] { *bytes = at(backend).matrix_bytes(num_blocks, k, dtype); });
 }
 Status matrix_in(void* backend, void* data, size_t bytes, int32_t num_blocks, int32_t k, DType dtype, void** handle) {
-  return guarded([&] { *handle = at(backend).matrix_in(Buffer(data, bytes, [](void*) {}), num_blocks, k, dtype).release(); });
+  return on_device(backend, [&](CudaBackend& self) {
+    *handle = self.matrix_in(Buffer(data, bytes, [](void*) {}), num_blocks, k, dtype).release();
+  });
 }
 Status pack_weights(void* backend, void* handle, const char* name, DType dtype, int64_t n, int64_t k, const void* data, int32_t first_block,
                     int32_t block_stride) {
-  return guarded([&] { at(backend).pack_weights(matrix(handle), {name, dtype, {n, k}, data}, first_block, block_stride); });
+  return on_device(backend, [&](CudaBackend& self) {
+    self.pack_weights(matrix(handle), {name, dtype, {n, k}, data}, first_block, block_stride);
+  });
 }
 Status hash_kv(void* backend, const KvLayer* kv, const AttentionShape* shape, int32_t slot, int32_t position, uint64_t* hash) {
-  return guarded([&] { *hash = at(backend).hash_kv(*kv, *shape, slot, position); });
+  return on_device(backend, [&](CudaBackend& self) { *hash = self.hash_kv(*kv, *shape, slot, position); });
 }
 
 const BackendPlugin kTable{
     .last_error = [] { return last_error().c_str(); },
     .create = create,
-    .destroy = [](void* backend) { delete &at(backend); },
+    .destroy = drop<CudaBackend>,
     .description = [](void* backend) {
       static thread_local std::string text;
       return (text = at(backend).description()).c_str();
     },
     .allocate = allocate,
-    .release = [](void* buffer) { delete static_cast<Buffer*>(buffer); },
+    .release = drop<Buffer>,
     .upload = forward<&CudaBackend::upload>,
     .download = forward<&CudaBackend::download>,
     .synchronize = forward<&CudaBackend::synchronize>,
     .cycles_in_flight = [](void* backend) { return int32_t(at(backend).cycles_in_flight()); },
     .free_bytes = free_bytes,
     .capture = capture,
-    .launch = [](void* graph) { return guarded([&] { static_cast<Graph*>(graph)->launch(); }); },
-    .drop_graph = [](void* graph) { delete static_cast<Graph*>(graph); },
+    .launch = launch,
+    .drop_graph = drop<Graph>,
     .matrix_bytes = matrix_bytes,
     .matrix_in = matrix_in,
     .drop_matrix = [](void* handle) { delete &matrix(handle); },
@@ -142,7 +185,7 @@ const BackendPlugin kTable{
     .begin_span = [](void* backend, Span span, int64_t payload) { at(backend).begin_span(span, payload); },
     .end_span = [](void* backend) { at(backend).end_span(); },
     .mark = [](void* backend, Span span, int64_t payload) { at(backend).mark(span, payload); },
-    .profile = [](void* backend, int32_t on) { return guarded([&] { at(backend).profile(on); }); },
+    .profile = [](void* backend, int32_t on) { return on_device(backend, [&](CudaBackend& self) { self.profile(on); }); },
     .hash_kv = hash_kv,
 };
 

@@ -118,6 +118,11 @@ void plan_verify(cudaStream_t stream, const CycleState& state, const Rows& rows)
 
 void count_up(cudaStream_t stream, int64_t* counter) { launch(count_up_kernel, dim3(1), 1, 0, stream, counter); }
 
+cudaError_t code_for_device() {
+  cudaFuncAttributes attributes;
+  return cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(count_up_kernel));
+}
+
 void timestamp(cudaStream_t stream, int64_t* nanoseconds) { launch(timestamp_kernel, dim3(1), 1, 0, stream, nanoseconds); }
 
 }  // namespace paceline::cuda

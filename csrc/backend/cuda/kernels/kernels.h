@@ -64,6 +64,7 @@ void plan_draft(cudaStream_t, const CycleState&, int step, const Rows&);
 void plan_verify(cudaStream_t, const CycleState&, const Rows&);
 void timestamp(cudaStream_t, int64_t* nanoseconds);
 void count_up(cudaStream_t, int64_t* counter);
+cudaError_t code_for_device();  // cudaSuccess where this build has kernels for the current device
 
 // ------------------------------------------------------------------------------------------------ processors, sampling, accept, report
 // What choosing tokens needs besides the rows of logits. One block of memory, zeroed once, for cycles of these sizes and rows of up to
