@@ -259,7 +259,7 @@ TEST(attention) {
           for (int r = rows_count - 1; r >= 0; --r) {
             keys.resize(position[r] + 1), values.resize(position[r] + 1);
             const auto q = entering(exact(&qkv[size_t(r) * stride + head * dh], dh), dtype);
-            check_row(out.row(r) + head * dh, reference::attention(q, keys, values, dtype != DType::fp32), message(where, ", row ", r, ", head ", head));
+            check_row(out.row(r) + head * dh, reference::attention(q, keys, values, dtype == DType::fp32 ? 0 : kPageGroup * kPagePositions), message(where, ", row ", r, ", head ", head));
           }
         }
         out.check_guard(where);

@@ -258,6 +258,26 @@ TEST(finish_qkv) {
   });
 }
 
+// A value that is not finite, or not once its page holds it, never lies in a page: the key says so instead.
+TEST(values_in_pages_are_finite) {
+  for (DType dtype : {DType::fp32, DType::bf16})
+    for (float bad : {kNan, INFINITY, -INFINITY, 3.4e38f}) {
+      QkvCase one{{4, 2, 80}, {3, 0}, dtype, false, false};
+      one.sums[size_t(1) * one.columns + one.v_column + 80 + 33] = bad;  // row 1, head 1
+      one.run();
+      const bool fits = dtype == DType::fp32 && bad == 3.4e38f;
+      for (int row = 0; row < 3; ++row)
+        for (int head = 0; head < 2; ++head)
+          for (int i = 0; i < 80; ++i) {
+            const bool spoiled = row == 1 && head == 1 && !fits;
+            const int page = one.table[one.slot[row] * QkvCase::kPerSlot + one.position[row] / 64];
+            const size_t at = ((size_t(page) * 2 + head) * 64 + one.position[row] % 64) * 80 + i;
+            CHECK(std::isnan(one.keys[at]) == spoiled, bad, ", row ", row, ", head ", head, ", key ", i, ": ", one.keys[at]);
+            CHECK(std::isfinite(one.values[at]) && (!spoiled || one.values[at] == 0), bad, ", row ", row, ", value ", i, ": ", one.values[at]);
+          }
+    }
+}
+
 // The row's bits are its own: alone, in company, in the second product of a pass.
 TEST(rows_of_qkv_do_not_depend_on_their_company) {
   const Heads shape{4, 2, 80};

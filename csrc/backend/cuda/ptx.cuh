@@ -108,6 +108,29 @@ __device__ __forceinline__ uint32_t subtract_pairs(uint32_t a, uint32_t b) {
 }
 
 // ------------------------------------------------------------------------------------------------ tensor cores
+// Four matrices of 8 x 8 16-bit values in shared memory, to the whole warp. Lane i names row i % 8 of matrix i / 8: 16 bytes, aligned.
+// Register m of lane 4 g + t gets of matrix m the values 2t and 2t + 1 of row g; transposed, values g of rows 2t and 2t + 1.
+enum class Matrices { straight, transposed };
+template <Matrices kHow>
+__device__ __forceinline__ void load_matrices(const void* row, uint32_t (&to)[4]) {
+#ifdef PACELINE_HOST_SIMT
+  const unsigned long long* rows = simt::exchange(0xffffffffu, simt::bits_from(row));
+  const int g = simt::lane() / 4, t = simt::lane() % 4;
+  const auto value = [&](int matrix, int at, int i) { return uint32_t(simt::value_from<const uint16_t*>(rows[8 * matrix + at])[i]); };
+  for (int m = 0; m < 4; ++m) {
+    const bool straight = kHow == Matrices::straight;
+    to[m] = (straight ? value(m, g, 2 * t) : value(m, 2 * t, g)) | (straight ? value(m, g, 2 * t + 1) : value(m, 2 * t + 1, g)) << 16;
+  }
+  simt::exchange(0xffffffffu, 0);  // nobody goes on and writes while another lane still reads
+#else
+  const unsigned at = unsigned(__cvta_generic_to_shared(row));
+  if constexpr (kHow == Matrices::straight)
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];" : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(at) : "memory");
+  else
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];" : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(at) : "memory");
+#endif
+}
+
 // Fragments of mma.m16n8k16, one per lane (PTX ISA, "Matrix fragments for mma.m16n8k16"). With g = lane / 4 and t = lane % 4:
 //   A [16 x 16]  a[0]: row g, columns 2t, 2t + 1    a[1]: row g + 8    a[2]: row g, columns 2t + 8, 2t + 9    a[3]: row g + 8, those
 //   B [16 x 8]   b[0]: rows 2t, 2t + 1 of column g                     b[1]: rows 2t + 8, 2t + 9

@@ -5,7 +5,7 @@
 //   finish_gate_up   out[t] = silu(gate) up                   bytes 12 f per row           grid (f / kThreads, kRowLanes)
 //   finish_logits    logits[t] = s[t]                         bytes 8 v per row            grid (v / kThreads, kRowLanes)
 //   finish_qkv       q, k = rotated(norm(s + bias)), v = s + bias; K and V to their pages
-//                    bytes 8 columns, 2 or 4 (k + v) per row; one warp per head            grid (heads / kWarps, kRowBlock)
+//                    bytes 8 columns, 2 or 4 (k + v) per row; one warp per head of q or k  grid (heads / kWarps, kRowBlock)
 //
 // Blocks of gate and up columns alternate, 16 wide. Every value is computed alone but for the norm of a head, whose sum is a tree that
 // depends on Dh alone. Rows that do not live are neither read nor written.
@@ -92,12 +92,40 @@ __device__ __forceinline__ void rotate(Head& head, int half, const float* cosine
   });
 }
 
+// Sums of a head, and the bias if there is one.
+__device__ __forceinline__ Head load(const float* sums, const float* bias, int half) {
+  Head head;
+  for_each_pair(half, [&](int j, int i) {
+    head.low[j] = bias ? sums[i] + bias[i] : sums[i];
+    head.high[j] = bias ? sums[half + i] + bias[half + i] : sums[half + i];
+  });
+  return head;
+}
+
 template <class T>
 __device__ __forceinline__ void store(const Head& head, int half, T* to) {
   for_each_pair(half, [&](int j, int i) {
     put(to + i, head.low[j]);
     put(to + half + i, head.high[j]);
   });
+}
+
+template <class T>
+__device__ __forceinline__ void fill(float value, int half, T* to) {
+  for_each_pair(half, [&](int, int i) { put(to + i, value), put(to + half + i, value); });
+}
+
+// Whether a T holds all of it.
+template <class T>
+__device__ __forceinline__ bool is_finite(const Head& head, int half) {
+  bool finite = true;
+  const auto fits = [](float value) {
+    T held;
+    put(&held, value);
+    return fabsf(as_float(held)) < INFINITY;
+  };
+  for_each_pair(half, [&](int j, int) { finite = finite && fits(head.low[j]) && fits(head.high[j]); });
+  return __all_sync(kWholeWarp, finite);
 }
 
 struct QkvTask {
@@ -109,33 +137,45 @@ struct QkvTask {
   float* qkv;
 };
 
+// A row of K and V into its page. Values in pages are finite, since attention multiplies those of later rows with weights of 0. Where they
+// are not, the key says so instead: its scores are NaN, and so is all that sees it.
+template <class T>
+__device__ __forceinline__ void store_kv(const QkvTask& task, const Head& key, const Head& value, int slot, int position, int head) {
+  const int half = task.shape.head_dim / 2, page = task.kv.page_table[size_t(slot) * task.kv.pages_per_slot + position / kPagePositions];
+  const size_t line = (size_t(page) * task.shape.num_kv_heads + head) * kPagePositions + position % kPagePositions;
+  T *keys = static_cast<T*>(task.kv.keys) + line * task.shape.head_dim, *values = static_cast<T*>(task.kv.values) + line * task.shape.head_dim;
+  if (is_finite<T>(value, half)) {
+    store(key, half, keys);
+    store(value, half, values);
+  } else {
+    fill(NAN, half, keys);
+    fill(0.0f, half, values);
+  }
+}
+
 template <class T>
 __global__ void qkv_kernel(Rows rows, int first_row, QkvTask task) {
   const AttentionShape& shape = task.shape;
   const int row = first_row + int(blockIdx.y), q_heads = shape.num_heads, kv_heads = shape.num_kv_heads, half = shape.head_dim / 2;
-  const int index = int(blockIdx.x) * kWarps + warp_of();  // of the head, among those of q, k and v
-  if (row >= end_of_rows(rows, first_row) || index >= q_heads + 2 * kv_heads) return;
-  const bool is_q = index < q_heads, is_v = index >= q_heads + kv_heads;
-  const int head = is_q ? index : (index - q_heads) % kv_heads;
+  const int index = int(blockIdx.x) * kWarps + warp_of();  // of the head, among those of q and k
+  if (row >= end_of_rows(rows, first_row) || index >= q_heads + kv_heads) return;
+  const bool is_q = index < q_heads;
   const int k_column = padded_columns(q_heads * shape.head_dim), v_column = k_column + padded_columns(kv_heads * shape.head_dim);
-  const int column = (is_q ? 0 : is_v ? v_column : k_column) + head * shape.head_dim;
+  const int head = is_q ? index : index - q_heads, column = (is_q ? 0 : k_column) + head * shape.head_dim;
 
-  const float* from = task.sums + size_t(row - first_row) * task.columns + column;
-  const float* bias = task.bias ? task.bias + column : nullptr;
-  Head values;
-  for_each_pair(half, [&](int j, int i) {
-    values.low[j] = bias ? from[i] + bias[i] : from[i];
-    values.high[j] = bias ? from[half + i] + bias[half + i] : from[half + i];
-  });
+  const float* sums = task.sums + size_t(row - first_row) * task.columns;
+  float* out = task.qkv + size_t(row) * task.columns;
+  Head values = load(sums + column, task.bias ? task.bias + column : nullptr, half);
   const int position = rows.position[row];
   const float* norm = is_q ? task.q_norm : task.k_norm;
-  if (norm && !is_v) normalise(values, half, norm, task.eps);
-  if (!is_v) rotate(values, half, shape.rope_cos + size_t(position) * half, shape.rope_sin + size_t(position) * half);
-  store(values, half, task.qkv + size_t(row) * task.columns + column);
+  if (norm) normalise(values, half, norm, task.eps);
+  rotate(values, half, shape.rope_cos + size_t(position) * half, shape.rope_sin + size_t(position) * half);
+  store(values, half, out + column);
   if (is_q) return;
-  const int page = task.kv.page_table[size_t(rows.slot[row]) * task.kv.pages_per_slot + position / kPagePositions];
-  const size_t line = (size_t(page) * kv_heads + head) * kPagePositions + position % kPagePositions;
-  store(values, half, static_cast<T*>(is_v ? task.kv.values : task.kv.keys) + line * shape.head_dim);
+  const int value_column = v_column + head * shape.head_dim;
+  const Head value = load(sums + value_column, task.bias ? task.bias + value_column : nullptr, half);
+  store(value, half, out + value_column);
+  store_kv<T>(task, values, value, rows.slot[row], position, head);
 }
 
 dim3 value_blocks(int n) { return dim3(unsigned((n + kThreads - 1) / kThreads), kRowLanes); }
@@ -158,7 +198,7 @@ void finish_logits(cudaStream_t stream, const Rows& rows, int first_row, const f
 void finish_qkv(cudaStream_t stream, const Rows& rows, int first_row, const float* sums, int columns, const QkvWeights& weights,
                 const AttentionShape& shape, const KvLayer& kv, float* qkv) {
   const QkvTask task{sums, weights.bias, weights.q_norm, weights.k_norm, weights.eps, columns, shape, kv, qkv};
-  const int heads = shape.num_heads + 2 * shape.num_kv_heads, most_rows = std::min(kRowBlock, rows.capacity - first_row);
+  const int heads = shape.num_heads + shape.num_kv_heads, most_rows = std::min(kRowBlock, rows.capacity - first_row);
   const dim3 blocks(unsigned((heads + kWarps - 1) / kWarps), unsigned(most_rows));
   if (kv.dtype == DType::fp32) launch(qkv_kernel<float>, blocks, kThreads, 0, stream, rows, first_row, task);
   else launch(qkv_kernel<bf16>, blocks, kThreads, 0, stream, rows, first_row, task);
