@@ -19,7 +19,7 @@ KERNELS = ROOT / "csrc/backend/cuda/kernels"
 OBJECTS = ROOT / "build/kernels"
 PAGE = ROOT / "docs/gpu/kernels.md"
 
-ARCHITECTURES = ["80", "86", "89", "90a", "100", "120"]
+ARCHITECTURES = ["80", "86", "89", "90a", "100", "110", "120"]
 SHOWN = "sm_90a"  # whose registers and instructions are looked at
 FLAGS = ["-std=c++20", "-O3", "--fmad=false", "-ftz=true", "--expt-relaxed-constexpr", "--Werror=all-warnings", "-Xcompiler=-Wall,-Wextra",
          *(f"-gencode=arch=compute_{each},code=sm_{each}" for each in ARCHITECTURES), "-gencode=arch=compute_120,code=compute_120"]
