@@ -68,7 +68,7 @@ ENGINE = 'said = paceline.Engine(paceline.demo_pair()[0], device={device!r}, max
 
 
 @pytest.mark.parametrize("environment, reason", [
-    ({"LD_LIBRARY_PATH": ""}, "there is no NVIDIA driver"),
+    ({}, "there is no NVIDIA driver"),
     (STUB | {"PACELINE_STUB_DRIVER": "12080 0 1"}, "the NVIDIA driver supports CUDA 12.8, 13.0 is needed"),
     (STUB | {"PACELINE_STUB_DRIVER": "13000 100 0"}, "the NVIDIA driver does not start: CUDA_ERROR_NO_DEVICE"),
     (STUB | {"PACELINE_STUB_DRIVER": "13000 0 0"}, "the NVIDIA driver shows no device"),
@@ -81,6 +81,18 @@ def test_where_cuda_cannot_run_the_reason_is_given(environment, reason):
     assert any(note.startswith("device: cpu, since") and reason in note for note in run(ENGINE.format(device="auto"), **environment))
     assert reason in subprocess.run([sys.executable, "-m", "paceline", "doctor"], capture_output=True, text=True, check=True,
                                     env=os.environ | environment).stdout
+
+
+def test_a_broken_package_with_a_plugin_is_a_reason(tmp_path):
+    about = tmp_path / "broken-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[paceline.backends]\ncuda = broken_plugin:library_path\n")
+    (tmp_path / "broken_plugin.py").write_text("raise OSError('half of it is here')\n")
+    paths = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    said = run(ENGINE.format(device="auto"), **STUB | {"PACELINE_CUDA_PLUGIN": "", "PYTHONPATH": paths})
+    assert said == ["device: cpu, since the package that brings the CUDA plugin (broken_plugin:library_path) is broken: "
+                    "OSError: half of it is here"]
 
 
 def test_what_the_cuda_engine_does_not_do_is_refused_by_name():
