@@ -17,7 +17,7 @@ CMAKE := $(BIN)/cmake
 CTEST := $(BIN)/ctest
 export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
 
-CSRC := $(shell find csrc -type f) CMakeLists.txt
+CSRC := $(shell find csrc cmake -type f) CMakeLists.txt
 PACKAGE := $(shell find python/paceline -type f -not -path '*/__pycache__/*') pyproject.toml
 CPP_TESTS := $(shell find tests/cpp tests/simt tests/reference -type f 2>/dev/null)
 
