@@ -4,7 +4,7 @@
 # make mutants plant every known bug and see its test fail
 # make oracle  compare with transformers itself (installs torch)
 # make bench-kernels  time of all weight matrices against the machine's limits
-# make kernels what the CUDA compiler makes of every kernel, where there is one: warnings, spills, registers, instructions
+# make kernels what the CUDA compiler makes of every kernel, where there is one: warnings, on each architecture: spills, registers; instructions
 # make wheels what `pip install paceline` and `paceline[cuda]` will get, repaired, checked and run in clean environments (nvcc needed)
 # make clean
 #

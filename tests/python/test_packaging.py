@@ -70,3 +70,42 @@ def test_one_wheel_of_each_distribution(tmp_path):
         wheels(core)
     with pytest.raises(SystemExit, match="expected no wheel of other"):
         wheels(core, cuda, core.replace("paceline", "other"))
+
+
+def ptxas(kernel, registers, local, architectures=check_kernels.ARCHITECTURES):
+    return "".join(f"""ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function 'void paceline::cuda::(anonymous namespace)::{kernel}(paceline::Rows, int)' for 'sm_{each}'
+ptxas info    : Function properties for {kernel}
+    {local} bytes stack frame, {local} bytes spill stores, {local} bytes spill loads
+ptxas info    : Used {registers} registers, used 1 barriers, 440 bytes cmem[0]
+""" for each in architectures)
+
+
+def test_every_kernel_is_looked_at_on_every_architecture():
+    kernels = {family: check_kernels.usage_in(ptxas("of_kernel<paceline::cuda::Gate, 2>", 40, 0)) for family in check_kernels.FAMILIES}
+    limits = check_kernels.recorded(check_kernels.page(kernels))
+    assert limits == {("of_kernel<Gate, 2>", each): 40 for each in check_kernels.ARCHITECTURES}
+    assert check_kernels.absent(kernels) == check_kernels.too_much(kernels, limits) == []
+    more = kernels | {"rows": check_kernels.usage_in(ptxas("of_kernel<paceline::cuda::Gate, 2>", 41, 4, ["120"]))}
+    assert check_kernels.too_much(more, limits) == ["rows: of_kernel<Gate, 2> on sm_120 keeps 4 bytes in local memory, 0 are known",
+                                                    "rows: of_kernel<Gate, 2> on sm_120 takes 41 registers, 40 were recorded"]
+    assert check_kernels.absent(more) == [f"rows: of_kernel<Gate, 2>: expected for {', '.join(check_kernels.ARCHITECTURES)}, found for 120"]
+    assert check_kernels.absent(kernels | {"rows": {}}) == ["rows: expected kernels in rows.cu, found none"]
+    assert len(check_kernels.absent({})) == len(check_kernels.FAMILIES)
+    assert check_kernels.absent(kernels | {"more": kernels["rows"]}) == ["more: more.cu is not among FAMILIES"]
+
+
+def test_the_page_and_the_sources_have_the_same_kernels():
+    recorded = check_kernels.recorded(check_kernels.PAGE.read_text())
+    assert {architecture for _, architecture in recorded} == set(check_kernels.ARCHITECTURES)
+    assert set(check_kernels.LOCAL_BYTES) <= {name for name, _ in recorded}
+    assert sorted(path.stem for path in check_kernels.KERNELS.glob("*.cu")) == check_kernels.FAMILIES
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not here")
+def test_other_flags_are_another_build():
+    source = check_kernels.KERNELS / "rows.cu"
+    first = check_kernels.digest_of(source, check_kernels.FLAGS)
+    assert first == check_kernels.digest_of(source, list(check_kernels.FLAGS))
+    assert first != check_kernels.digest_of(source, [*check_kernels.FLAGS, "-lineinfo"])
+    assert first != check_kernels.digest_of(source.with_name("cycle.cu"), check_kernels.FLAGS)
