@@ -210,8 +210,7 @@ def cycle(target, cases, device, until):
         try:
             medians, memory = measured(case, target, device)
         except Exception as error:  # of one case; the others are asked all the same
-            lacking = isinstance(error, paceline.CapacityError) or isinstance(error, ValueError) and case["draft_dtype"] != "bf16"
-            say(label, **{"not_run" if lacking else "failed": f"{type(error).__name__}: {error}"})
+            say(label, **{"not_run" if isinstance(error, paceline.CapacityError) else "failed": f"{type(error).__name__}: {error}"})
             continue
         for tau, of in medians.items():
             say(f"{label}, tau {tau}", batch=case["batch"], context=case["context"], tau=tau, tokens_per_second=of["speed"],
