@@ -68,7 +68,8 @@ class Engine:
         target_weights, target_note = settings.load(settings.target, settings.dtype)
         draft_weights, draft_note = settings.load(settings.draft, settings.draft_dtype) if settings.draft else (None, None)
         self._core = _core.Engine(settings.backend, target_weights, draft_weights, settings.for_core())
-        self._settings = settings
+        self._tokenizer, self._token_bytes = settings.tokenizer, settings.token_bytes()  # not the settings: close() could not drop their backend
+        self._eos_token_ids = settings.target.eos_token_ids
         self._lock = threading.Lock()  # of the core: one caller at a time
         self._outputs: dict[int, deque[_core.Output]] = {}  # of every request that somebody waits for
         self._dropped: deque[int] = deque()  # cancelled from anywhere, a garbage collection included: taken in before the next step
@@ -183,8 +184,8 @@ class Engine:
         if sampling_params is not None and not isinstance(sampling_params, SamplingParams):
             checks.refuse("generate", "sampling_params", "a SamplingParams", sampling_params)
         params = dataclasses.replace(sampling_params or SamplingParams(), **overrides)._drawn()
-        ids = prompt_ids(prompt, self._settings.tokenizer)
-        request = Request(ids, params, self._settings.token_bytes(), self._advance, self._dropped.append)
+        ids = prompt_ids(prompt, self._tokenizer)
+        request = Request(ids, params, self._token_bytes, self._advance, self._dropped.append)
         self._check_process()
         with self._lock:
             self._core.check(request.prompt, self._for_core(request))
@@ -197,7 +198,7 @@ class Engine:
             self._outputs[request.id] = request.outputs
 
     def _for_core(self, request: Request) -> _core.RequestParams:
-        return request.params._for_core(self._settings.target.eos_token_ids)
+        return request.params._for_core(self._eos_token_ids)
 
     def _advance(self, request: Request) -> None:
         """Run cycles until `request` has an output. Whoever holds the lock works for all; the others find theirs done."""

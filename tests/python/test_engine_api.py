@@ -272,6 +272,18 @@ def test_a_closed_engine_says_so():
             call()
 
 
+def test_a_closed_engine_keeps_no_backend():
+    def threads():
+        return len(os.listdir("/proc/self/task"))
+
+    before = threads()
+    engine = Engine(*demo_pair(), num_threads=3)
+    assert threads() == before + 2  # the caller's is the third
+    engine.close()
+    assert threads() == before
+    del engine
+
+
 def without_tokenizer(source, directory):
     shutil.copytree(source, directory, ignore=shutil.ignore_patterns("tokenizer.json"))
     return directory
