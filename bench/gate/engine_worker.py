@@ -106,9 +106,9 @@ def greedy(prompts, tokens):
 def share_weights():
     """Engine reads its checkpoints anew, half a minute for 8B: here every engine has one backend and each checkpoint once."""
     arguments = paceline.arguments
-    arguments._backend = functools.cache(lambda device, threads, notes, make=arguments._backend: make(device, threads, []))
-    backend_of, load, loaded = arguments._backend, arguments.Settings.load, {}
-    arguments._backend = lambda device, threads, notes: backend_of(device, threads, None)
+    arguments.make_backend = functools.cache(lambda device, threads, notes, make=arguments.make_backend: make(device, threads, []))
+    backend_of, load, loaded = arguments.make_backend, arguments.Settings.load, {}
+    arguments.make_backend = lambda device, threads, notes: backend_of(device, threads, None)
 
     def load_once(settings, checkpoint, dtype):
         key = (str(checkpoint.directory), dtype)

@@ -98,7 +98,23 @@ def test_a_broken_package_with_a_plugin_is_a_reason(tmp_path):
 def test_what_the_cuda_engine_does_not_do_is_refused_by_name():
     engine = "said = paceline.Engine(paceline.demo_pair()[0], device='cuda', {})"
     assert "PACELINE_CUDA_MATMUL must be cublas or unset, got x" in run(engine.format(""), **STUB, PACELINE_CUDA_MATMUL="x")
-    assert "weights_cache must be None on device cuda" in run(engine.format("weights_cache='x'"), **STUB)
+    assert run(engine.format("weights_cache='x'"), **STUB) == "ValueError: [Engine] weights_cache must be None on device cuda, got 'x'"
+    assert run(engine.format("num_threads=2"), **STUB) == "ValueError: [Engine] num_threads must be None on device cuda, got 2"
+
+
+def test_auto_that_became_cuda_does_without_what_is_the_cpu_s(tmp_path):
+    options = f"device='auto', max_model_len=64, num_threads=2, weights_cache={str(tmp_path / 'cache')!r}, warmup=False"
+    device, cache, notes = run(f"info = paceline.Engine(paceline.demo_pair()[0], {options}).info\n"
+                               "said = [info[name] for name in ('device', 'weights_cache', 'notes')]", **STUB)
+    assert device.startswith("cuda: ") and cache is None and not (tmp_path / "cache").exists()
+    assert notes == ["num_threads: no effect on device cuda", "weights_cache: not used on device cuda, weights are packed at every start"]
+
+
+def test_a_device_that_is_full_says_what_to_lower():
+    said = run("paceline.Engine(*paceline.demo_pair(), device='cuda', kv_cache_tokens=2**28, max_num_seqs=2)", **STUB)
+    assert said.startswith(
+        "CapacityError: [Engine] no memory on device cuda for kv_cache_tokens=268435456, max_num_seqs=2, max_model_len=512, dtype='bf16', "
+        "draft_dtype='bf16': lower one of them, or take a smaller dtype ([cuda] cudaMalloc: cudaErrorMemoryAllocation")
 
 
 PROFILED = """

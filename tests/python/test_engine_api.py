@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import struct
 import subprocess
@@ -247,6 +248,19 @@ def test_speculation_needs_a_draft():
         with pytest.raises(ValueError, match=r"\[generate\] num_speculative_tokens must be 0 without a draft, got 2"):
             engine.generate("a", num_speculative_tokens=2)
         assert engine.info["num_speculative_tokens"] == 0 and len(engine.generate("a", max_tokens=3).token_ids) == 3
+
+
+def test_an_engine_that_has_no_room_says_what_to_lower():
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 36, hard))  # some systems promise more than they have
+    try:
+        with pytest.raises(paceline.CapacityError) as error:
+            Engine(*demo_pair(), kv_cache_tokens=2_000_000_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    assert str(error.value) == (
+        "[Engine] no memory on device cpu for kv_cache_tokens=2000000000, max_num_seqs=1, max_model_len=512, dtype='bf16', draft_dtype='bf16': "
+        "lower one of them, or take a smaller dtype (std::bad_alloc)")
 
 
 def test_what_cannot_fit_names_the_parameter():
