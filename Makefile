@@ -4,7 +4,7 @@
 # make mutants plant every known bug and see its test fail
 # make oracle  compare with transformers itself (installs torch)
 # make bench-kernels  time of all weight matrices against the machine's limits
-# make kernels what the CUDA compiler makes of every kernel, where there is one: warnings, spills, registers, instructions
+# make kernels what the CUDA compiler makes of every kernel, where there is one: warnings, on each architecture: spills, registers; instructions
 # make wheels what `pip install paceline` and `paceline[cuda]` will get, repaired, checked and run in clean environments (nvcc needed)
 # make clean
 #
@@ -17,7 +17,7 @@ CMAKE := $(BIN)/cmake
 CTEST := $(BIN)/ctest
 export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
 
-CSRC := $(shell find csrc -type f) CMakeLists.txt
+CSRC := $(shell find csrc cmake -type f) CMakeLists.txt
 PACKAGE := $(shell find python/paceline -type f -not -path '*/__pycache__/*') pyproject.toml
 CPP_TESTS := $(shell find tests/cpp tests/simt tests/reference -type f 2>/dev/null)
 

@@ -106,9 +106,9 @@ def greedy(prompts, tokens):
 def share_weights():
     """Engine reads its checkpoints anew, half a minute for 8B: here every engine has one backend and each checkpoint once."""
     arguments = paceline.arguments
-    arguments._backend = functools.cache(lambda device, threads, notes, make=arguments._backend: make(device, threads, []))
-    backend_of, load, loaded = arguments._backend, arguments.Settings.load, {}
-    arguments._backend = lambda device, threads, notes: backend_of(device, threads, None)
+    arguments.make_backend = functools.cache(lambda device, threads, notes, make=arguments.make_backend: make(device, threads, []))
+    backend_of, load, loaded = arguments.make_backend, arguments.Settings.load, {}
+    arguments.make_backend = lambda device, threads, notes: backend_of(device, threads, None)
 
     def load_once(settings, checkpoint, dtype):
         key = (str(checkpoint.directory), dtype)
@@ -210,8 +210,7 @@ def cycle(target, cases, device, until):
         try:
             medians, memory = measured(case, target, device)
         except Exception as error:  # of one case; the others are asked all the same
-            lacking = isinstance(error, paceline.CapacityError) or isinstance(error, ValueError) and case["draft_dtype"] != "bf16"
-            say(label, **{"not_run" if lacking else "failed": f"{type(error).__name__}: {error}"})
+            say(label, **{"not_run" if isinstance(error, paceline.CapacityError) else "failed": f"{type(error).__name__}: {error}"})
             continue
         for tau, of in medians.items():
             say(f"{label}, tau {tau}", batch=case["batch"], context=case["context"], tau=tau, tokens_per_second=of["speed"],

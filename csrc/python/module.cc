@@ -162,7 +162,10 @@ void bind_loading(py::module_& m) {
              const Unlocked unlocked;
              return BackendHandle{shared(load_backend(path, device).release())};
            }, "path"_a, "device"_a)
-      .def("free_bytes", [](const BackendHandle& self) { return self.backend->free_bytes(); })
+      .def("free_bytes", [](const BackendHandle& self) {
+             const Unlocked unlocked;  // the device is asked
+             return self.backend->free_bytes();
+           })
       .def_property_readonly("description", [](const BackendHandle& self) { return self.backend->description(); });
 
   py::class_<ModelConfig>(m, "ModelConfig")
@@ -179,7 +182,10 @@ void bind_loading(py::module_& m) {
   py::class_<Weights, std::shared_ptr<Weights>>(m, "Weights")
       .def(py::init([](const BackendHandle& backend, const ModelConfig& config, const std::string& dtype, const std::string& path,
                        const std::optional<py::array_t<uint8_t, py::array::c_style>>& packed) {
-             return shared(new Weights(backend.backend, config, dtype_of(dtype), path, packed ? std::optional(buffer_of(*packed)) : std::nullopt));
+             std::optional<Buffer> memory;
+             if (packed) memory = buffer_of(*packed);
+             const Unlocked unlocked;  // gigabytes are taken now
+             return shared(new Weights(backend.backend, config, dtype_of(dtype), path, std::move(memory)));
            }), "backend"_a, "config"_a, "dtype"_a, "path"_a, "packed"_a = py::none())
       .def("expected", [](const Weights& self) {
              std::vector<std::pair<std::string, std::vector<int64_t>>> all;
@@ -273,7 +279,11 @@ void bind_engine(py::module_& m) {
       .def("verify", [](const EngineHandle& self, const std::vector<int32_t>& prefix, const std::vector<int32_t>& drafts) {
              return verify(*self.open(), prefix, drafts);
            }, "prefix"_a, "drafts"_a)
-      .def("profile", [](const EngineHandle& self, bool on) { self.open()->profile(on); }, "on"_a)
+      .def("profile", [](const EngineHandle& self, bool on) {
+             const auto engine = self.open();
+             const Unlocked unlocked;  // it waits for the device
+             engine->profile(on);
+           }, "on"_a)
       .def("close", [](EngineHandle& self) { self.engine.reset(); })
       .def_property_readonly("weight_bytes", [](const EngineHandle& self) { return self.open()->weight_bytes(); })
       .def_property_readonly("kv_bytes", [](const EngineHandle& self) { return self.open()->kv_bytes(); })

@@ -11,8 +11,8 @@ from typing import Any, Literal, get_args
 import tokenizers
 
 from paceline import _core, checks
-from paceline.cuda import find_cuda
-from paceline.kv_budget import available_memory, default_kv_cache_tokens, kv_bytes_per_position
+from paceline.devices import Device, ignored_on_cuda, make_backend, profile_cycles, refuse_on_cuda
+from paceline.kv_budget import available_memory, default_kv_cache_tokens, kv_bytes_per_position, weight_bytes
 from paceline.loading import Checkpoint, default_directory, load_cached_weights, load_weights, read_config
 from paceline.sampling_params import MAX_TAU
 from paceline.tokenizer import Tokenizer, refuse_other_tokenizer
@@ -27,7 +27,6 @@ Prompt = str | Sequence[int]
 PathLike = str | os.PathLike[str]
 Dtype = Literal["bf16", "fp32", "int8", "int4", "int4_g32"]
 KvDtype = Literal["bf16", "fp32"]
-Device = Literal["auto", "cpu", "cuda"]
 AcceptanceRule = Literal["coupled", "rejection"]
 
 _DTYPES = ("auto", *get_args(Dtype))
@@ -65,6 +64,13 @@ class Settings:
         if self.weights_cache is None:
             return load_weights(self.backend, checkpoint, dtype), None
         return load_cached_weights(self.weights_cache, self.backend, checkpoint, dtype)
+
+    def no_room(self, error: Exception) -> _core.CapacityError:
+        """What decides how much an engine takes, instead of the name of a call."""
+        dtypes = f"dtype={self.dtype!r}" + (f", draft_dtype={self.draft_dtype!r}" if self.draft else "")
+        return _core.CapacityError(
+            f"[Engine] no memory on device {self.device} for kv_cache_tokens={self.kv_cache_tokens}, max_num_seqs={self.max_num_seqs}, "
+            f"max_model_len={self.max_model_len}, {dtypes}: lower one of them, or take a smaller dtype ({error})")
 
     def token_bytes(self) -> list[bytes]:
         """Empty without a tokenizer. Ids of the model that the tokenizer does not know cannot be chosen."""
@@ -110,43 +116,22 @@ def resolve(*, target: PathLike, draft: PathLike | None, tokenizer: PathLike | t
     kv = _one_of("kv_dtype", kv_dtype, ("auto", *get_args(KvDtype)))
     kv = ("fp32" if target_dtype == "fp32" else "bf16") if kv == "auto" else kv
     length = _max_model_len(max_model_len, target_files, notes)
-    kind, backend = _backend(device, threads, notes)
-    if kind == "cuda" and cache is not None:
-        raise ValueError(f"[Engine] weights_cache must be None on device cuda, got {str(cache)!r}")
-    per_position = sum(kv_bytes_per_position(files.config, kv) for files in (target_files, draft_files) if files)
+    drafts_dtype = _draft_dtype(draft_dtype, draft_files, target_dtype, notes)
+    if device == "cuda":
+        refuse_on_cuda(num_threads, cache)
+    kind, backend = make_backend(device, threads, notes)
+    if kind == "cuda":
+        notes += ignored_on_cuda(num_threads, cache)
+        cache = None
+    models = [(files.config, of) for files, of in ((target_files, target_dtype), (draft_files, drafts_dtype)) if files]
+    per_position = sum(kv_bytes_per_position(config, kv) for config, _ in models)
+    free = backend.free_bytes() - sum(weight_bytes(config, of) for config, of in models) if kind == "cuda" else available_memory()
     return Settings(
-        target=target_files, draft=draft_files, tokenizer=words, dtype=target_dtype,
-        draft_dtype=_draft_dtype(draft_dtype, draft_files, target_dtype, notes), kv_dtype=kv,
+        target=target_files, draft=draft_files, tokenizer=words, dtype=target_dtype, draft_dtype=drafts_dtype, kv_dtype=kv,
         num_speculative_tokens=tau, acceptance=acceptance, max_model_len=length, max_num_seqs=num_seqs,
-        kv_cache_tokens=_kv_cache_tokens(kv_cache_tokens, num_seqs, length, per_position, backend.free_bytes() or available_memory(), notes),
+        kv_cache_tokens=_kv_cache_tokens(kv_cache_tokens, num_seqs, length, per_position, max(0, free), notes),
         weights_cache=cache, vocab_size=_vocab_size(target_files, words), notes=tuple(notes),
-        profile_cycles=_profile_cycles(), device=kind, backend=backend)
-
-
-def _backend(device: str, num_threads: int, notes: list[str]) -> tuple[Literal["cpu", "cuda"], _core.Backend]:
-    if device != "cpu":
-        cuda = find_cuda()
-        reason = cuda.reason
-        if reason is None:
-            try:
-                return "cuda", _core.Backend.load(str(cuda.plugin), 0)
-            except (RuntimeError, ValueError) as error:
-                reason = str(error)
-        if device == "cuda":
-            raise _core.DeviceError(f'[Engine] device="cuda" cannot run: {reason}')
-        notes.append(f"device: cpu, since {reason}")
-    return "cpu", _core.Backend(num_threads, "")
-
-
-def _profile_cycles() -> tuple[int, int]:
-    """$PACELINE_PROFILE_CYCLES, "A-B"."""
-    given = os.environ.get("PACELINE_PROFILE_CYCLES")
-    if not given:
-        return 0, 0
-    first, _, last = given.partition("-")
-    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
-        raise ValueError(f"[Engine] PACELINE_PROFILE_CYCLES must be A-B with 1 <= A <= B, got {given!r}")
-    return int(first), int(last)
+        profile_cycles=profile_cycles(), device=kind, backend=backend)
 
 
 def _directory(role: str, given: PathLike) -> Path:

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from typing import Any, NoReturn, get_args
 
 import paceline
-from paceline.arguments import DEFAULT_TAU, AcceptanceRule, Device, Dtype, KvDtype
+from paceline.arguments import DEFAULT_TAU, AcceptanceRule, Dtype, KvDtype
 from paceline.bundled import demo_pair
 from paceline.demo import run_demo
+from paceline.devices import Device
 from paceline.doctor import run_doctor
 from paceline.engine import Engine
 from paceline.results import Stats

@@ -10,6 +10,7 @@ from pathlib import Path
 OLDEST_CUDA = 13000
 """What the driver must support, as it counts: 1000 major + 10 minor."""
 
+_DRIVER = "libcuda.so.1"
 _CUBLAS = "libcublasLt.so.13"
 _PLUGIN = "libpaceline_cuda.so"
 
@@ -31,10 +32,9 @@ class Cuda:
 def find_cuda() -> Cuda:
     """Ask the driver first: without a device neither cuBLAS (500 MB) nor the plugin is touched. Never raises."""
     driver, num_devices, reason = _ask_driver()
-    plugin = _find_plugin()
+    plugin, missing = _find_plugin()
     cublas = None
-    if reason is None and plugin is None:
-        reason = "the CUDA plugin is not installed: pip install 'paceline[cuda]'"
+    reason = reason or missing
     if reason is None:
         cublas = _load_cublas()
         if cublas is None:
@@ -45,7 +45,7 @@ def find_cuda() -> Cuda:
 def _ask_driver() -> tuple[str | None, int, str | None]:
     """(CUDA version it supports, devices, reason)."""
     try:
-        driver = ctypes.CDLL("libcuda.so.1")
+        driver = ctypes.CDLL(_DRIVER)
     except OSError:
         return None, 0, "there is no NVIDIA driver (libcuda.so.1 is not found)"
     version, count = ctypes.c_int(0), ctypes.c_int(0)
@@ -67,14 +67,17 @@ def _name_of(driver: ctypes.CDLL, error: int) -> str:
     return text.value.decode() if text.value else f"error {error}"
 
 
-def _find_plugin() -> Path | None:
-    """$PACELINE_CUDA_PLUGIN, the wheel that paceline[cuda] installs, or a file beside the core (source builds)."""
+def _find_plugin() -> tuple[Path | None, str | None]:
+    """(path, reason): $PACELINE_CUDA_PLUGIN, the wheel that paceline[cuda] installs, or a file beside the core (source builds)."""
     if named := os.environ.get("PACELINE_CUDA_PLUGIN"):
-        return Path(named)
+        return Path(named), None
     for entry in entry_points(group="paceline.backends", name="cuda"):
-        return Path(str(entry.load()()))
+        try:
+            return Path(str(entry.load()())), None
+        except Exception as error:  # that package's code: whatever it raises, the CPU engine is there
+            return None, f"the package that brings the CUDA plugin ({entry.value}) is broken: {type(error).__name__}: {error}"
     beside = Path(__file__).with_name(_PLUGIN)
-    return beside if beside.is_file() else None
+    return (beside, None) if beside.is_file() else (None, "the CUDA plugin is not installed: pip install 'paceline[cuda]'")
 
 
 def _load_cublas() -> str | None:

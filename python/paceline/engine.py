@@ -12,7 +12,8 @@ from typing import Any, Literal
 import tokenizers
 
 from paceline import _core, checks
-from paceline.arguments import AcceptanceRule, Device, Dtype, KvDtype, PathLike, Prompt, prompt_ids, resolve
+from paceline.arguments import AcceptanceRule, Dtype, KvDtype, PathLike, Prompt, prompt_ids, resolve
+from paceline.devices import Device
 from paceline.request import Request
 from paceline.results import Chunk, GenerationResult, Stats, Verification
 from paceline.sampling_params import SamplingParams
@@ -49,14 +50,17 @@ class Engine:
         max_model_len: tokens of a sequence at most, prompt included. None: the target's context.
         max_num_seqs: sequences decoding at once, 1 to 256; more wait.
         kv_cache_tokens: positions of KV over all sequences, per model. None: max_num_seqs * min(max_model_len, 8192), less if
-            that is more than a quarter of the free memory. A request that needs more is a CapacityError.
-        num_threads: None: one per core this process may use.
+            that is more than a quarter of the free memory, on device cuda of what the weights leave. A request that needs more is a
+            CapacityError.
+        num_threads: of the CPU engine. None: one per core this process may use. With device="cuda" it stays None; where "auto" became
+            CUDA it has no effect and info["notes"] says so.
         weights_cache: a directory for packed weights, some gigabytes per model and dtype: the next start maps them and checks every
             block, instead of packing the checkpoint again. "auto": paceline in $XDG_CACHE_HOME, or else in ~/.cache. None: no such file.
             A file that is damaged or cut short is written anew, and one that cannot be written is done without; info["notes"] says so.
             A checkpoint that changed gets a file of its own and the old one stays: delete the directory whenever you like. Only what
             writers left unfinished is removed by a later one, after a day. An engine's file may be removed or replaced while it is in
-            use, but shortening or overwriting it in place ends the process (SIGBUS) or changes the weights.
+            use, but shortening or overwriting it in place ends the process (SIGBUS) or changes the weights. With device="cuda" it stays
+            None; where "auto" became CUDA no such file is read or written, weights are packed again, and info["notes"] says so.
         warmup: run one verification pass now, so that the first request does not pay for first touches of memory.
 
         Raises ValueError (arguments), ModelFileError (files), CapacityError (memory), RuntimeError (device).
@@ -65,10 +69,14 @@ class Engine:
             target=target, draft=draft, tokenizer=tokenizer, device=device, dtype=dtype, draft_dtype=draft_dtype, kv_dtype=kv_dtype,
             num_speculative_tokens=num_speculative_tokens, acceptance=acceptance, max_model_len=max_model_len, max_num_seqs=max_num_seqs,
             kv_cache_tokens=kv_cache_tokens, num_threads=num_threads, weights_cache=weights_cache)
-        target_weights, target_note = settings.load(settings.target, settings.dtype)
-        draft_weights, draft_note = settings.load(settings.draft, settings.draft_dtype) if settings.draft else (None, None)
-        self._core = _core.Engine(settings.backend, target_weights, draft_weights, settings.for_core())
-        self._settings = settings
+        try:
+            target_weights, target_note = settings.load(settings.target, settings.dtype)
+            draft_weights, draft_note = settings.load(settings.draft, settings.draft_dtype) if settings.draft else (None, None)
+            self._core = _core.Engine(settings.backend, target_weights, draft_weights, settings.for_core())
+        except (_core.CapacityError, MemoryError) as error:
+            raise settings.no_room(error) from error
+        self._tokenizer, self._token_bytes = settings.tokenizer, settings.token_bytes()  # not the settings: close() could not drop their backend
+        self._eos_token_ids = settings.target.eos_token_ids
         self._lock = threading.Lock()  # of the core: one caller at a time
         self._outputs: dict[int, deque[_core.Output]] = {}  # of every request that somebody waits for
         self._dropped: deque[int] = deque()  # cancelled from anywhere, a garbage collection included: taken in before the next step
@@ -183,8 +191,8 @@ class Engine:
         if sampling_params is not None and not isinstance(sampling_params, SamplingParams):
             checks.refuse("generate", "sampling_params", "a SamplingParams", sampling_params)
         params = dataclasses.replace(sampling_params or SamplingParams(), **overrides)._drawn()
-        ids = prompt_ids(prompt, self._settings.tokenizer)
-        request = Request(ids, params, self._settings.token_bytes(), self._advance, self._dropped.append)
+        ids = prompt_ids(prompt, self._tokenizer)
+        request = Request(ids, params, self._token_bytes, self._advance, self._dropped.append)
         self._check_process()
         with self._lock:
             self._core.check(request.prompt, self._for_core(request))
@@ -197,7 +205,7 @@ class Engine:
             self._outputs[request.id] = request.outputs
 
     def _for_core(self, request: Request) -> _core.RequestParams:
-        return request.params._for_core(self._settings.target.eos_token_ids)
+        return request.params._for_core(self._eos_token_ids)
 
     def _advance(self, request: Request) -> None:
         """Run cycles until `request` has an output. Whoever holds the lock works for all; the others find theirs done."""

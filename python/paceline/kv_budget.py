@@ -1,4 +1,4 @@
-"""How many KV positions an engine takes when nobody says."""
+"""How many KV positions an engine takes when nobody says, and what weights leave for them."""
 
 import os
 from pathlib import Path
@@ -7,6 +7,9 @@ from paceline.loading import ModelConfig
 
 LONGEST_BY_DEFAULT = 8192
 """Positions per sequence: a context of 131,072 would cost gigabytes that few requests need."""
+
+BYTES_PER_WEIGHT = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5 + 2 / 64, "int4_g32": 0.5 + 2 / 32}
+"""With the scales of groups; those of whole outputs are too few to count."""
 
 
 def kv_bytes_per_position(config: ModelConfig, kv_dtype: str) -> int:
@@ -22,6 +25,15 @@ def default_kv_cache_tokens(max_num_seqs: int, max_model_len: int, bytes_per_pos
         return wanted, None
     positions = max(64, affordable // 64 * 64)
     return positions, f"kv_cache_tokens is {positions} instead of {wanted}: a quarter of the free memory"
+
+
+def weight_bytes(config: ModelConfig, dtype: str) -> int:
+    """Of the packed matrices, but for what fills up their blocks; norms and biases are too little to count."""
+    width, query, kv = config.hidden_size, config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    layers = config.num_layers * width * (2 * query + 2 * kv + 3 * config.intermediate_size)
+    tables = config.vocab_size * width * (1 if config.tie_word_embeddings else 2)
+    of_tables = "int8" if dtype.startswith("int") else dtype  # the embedding and the head are never below int8
+    return int(layers * BYTES_PER_WEIGHT[dtype] + tables * BYTES_PER_WEIGHT[of_tables])
 
 
 def available_memory() -> int:

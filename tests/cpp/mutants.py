@@ -50,7 +50,7 @@ class Worker:
 
     def refresh(self):
         """Bring changed files over, and only those: ninja goes by their times."""
-        for path in [ROOT / "CMakeLists.txt", *(p for d in ("csrc", "tests") for p in (ROOT / d).rglob("*") if p.is_file())]:
+        for path in [ROOT / "CMakeLists.txt", *(p for d in ("cmake", "csrc", "tests") for p in (ROOT / d).rglob("*") if p.is_file())]:
             copy = self.source / path.relative_to(ROOT)
             if not copy.exists() or copy.read_bytes() != path.read_bytes():
                 copy.parent.mkdir(parents=True, exist_ok=True)

@@ -145,6 +145,28 @@ def test_kv_positions_by_default():
     assert positions == 960 and "960 instead of 3200" in note  # a quarter of 4 MB, in whole pages
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8", "int4", "int4_g32"])
+def test_the_size_of_weights_is_known_before_they_are_loaded(dtype):
+    target, draft = demo_pair()
+    with paceline.Engine(target, draft, device="cpu", dtype=dtype, draft_dtype=dtype, warmup=False) as engine:
+        expected = sum(kv_budget.weight_bytes(read_config(path).config, dtype) for path in (target, draft))
+        assert expected == pytest.approx(engine.info["weight_bytes"], rel=0.05)
+
+
+def test_a_device_shares_what_the_weights_leave(monkeypatch):
+    class Device:
+        def free_bytes(self):
+            return 50_000_000
+
+    monkeypatch.setattr("paceline.arguments.make_backend", lambda device, threads, notes: ("cuda", Device()))
+    for draft, options in ((None, {}), (demo_pair()[1], {"dtype": "int8", "draft_dtype": "int4"})):
+        got = settings(device="cuda", draft=draft, max_num_seqs=200, num_speculative_tokens=0, **options)
+        models = [(got.target.config, got.dtype), *([(got.draft.config, got.draft_dtype)] if draft else [])]
+        left = 50_000_000 - sum(kv_budget.weight_bytes(config, dtype) for config, dtype in models)
+        positions = left // 4 // sum(kv_budget.kv_bytes_per_position(config, "bf16") for config, _ in models) // 64 * 64
+        assert 64 < positions == got.kv_cache_tokens
+
+
 def test_free_memory_is_what_the_system_says(monkeypatch):
     files = {"/proc/meminfo": "MemTotal: 9 kB\nMemAvailable:  2000 kB\n", "/sys/fs/cgroup/memory.max": "max\n",
              "/sys/fs/cgroup/memory.current": "1000\n"}

@@ -68,7 +68,7 @@ ENGINE = 'said = paceline.Engine(paceline.demo_pair()[0], device={device!r}, max
 
 
 @pytest.mark.parametrize("environment, reason", [
-    ({"LD_LIBRARY_PATH": ""}, "there is no NVIDIA driver"),
+    ({}, "there is no NVIDIA driver"),
     (STUB | {"PACELINE_STUB_DRIVER": "12080 0 1"}, "the NVIDIA driver supports CUDA 12.8, 13.0 is needed"),
     (STUB | {"PACELINE_STUB_DRIVER": "13000 100 0"}, "the NVIDIA driver does not start: CUDA_ERROR_NO_DEVICE"),
     (STUB | {"PACELINE_STUB_DRIVER": "13000 0 0"}, "the NVIDIA driver shows no device"),
@@ -83,10 +83,38 @@ def test_where_cuda_cannot_run_the_reason_is_given(environment, reason):
                                     env=os.environ | environment).stdout
 
 
+def test_a_broken_package_with_a_plugin_is_a_reason(tmp_path):
+    about = tmp_path / "broken-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[paceline.backends]\ncuda = broken_plugin:library_path\n")
+    (tmp_path / "broken_plugin.py").write_text("raise OSError('half of it is here')\n")
+    paths = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    said = run(ENGINE.format(device="auto"), **STUB | {"PACELINE_CUDA_PLUGIN": "", "PYTHONPATH": paths})
+    assert said == ["device: cpu, since the package that brings the CUDA plugin (broken_plugin:library_path) is broken: "
+                    "OSError: half of it is here"]
+
+
 def test_what_the_cuda_engine_does_not_do_is_refused_by_name():
     engine = "said = paceline.Engine(paceline.demo_pair()[0], device='cuda', {})"
     assert "PACELINE_CUDA_MATMUL must be cublas or unset, got x" in run(engine.format(""), **STUB, PACELINE_CUDA_MATMUL="x")
-    assert "weights_cache must be None on device cuda" in run(engine.format("weights_cache='x'"), **STUB)
+    assert run(engine.format("weights_cache='x'"), **STUB) == "ValueError: [Engine] weights_cache must be None on device cuda, got 'x'"
+    assert run(engine.format("num_threads=2"), **STUB) == "ValueError: [Engine] num_threads must be None on device cuda, got 2"
+
+
+def test_auto_that_became_cuda_does_without_what_is_the_cpu_s(tmp_path):
+    options = f"device='auto', max_model_len=64, num_threads=2, weights_cache={str(tmp_path / 'cache')!r}, warmup=False"
+    device, cache, notes = run(f"info = paceline.Engine(paceline.demo_pair()[0], {options}).info\n"
+                               "said = [info[name] for name in ('device', 'weights_cache', 'notes')]", **STUB)
+    assert device.startswith("cuda: ") and cache is None and not (tmp_path / "cache").exists()
+    assert notes == ["num_threads: no effect on device cuda", "weights_cache: not used on device cuda, weights are packed at every start"]
+
+
+def test_a_device_that_is_full_says_what_to_lower():
+    said = run("paceline.Engine(*paceline.demo_pair(), device='cuda', kv_cache_tokens=2**28, max_num_seqs=2)", **STUB)
+    assert said.startswith(
+        "CapacityError: [Engine] no memory on device cuda for kv_cache_tokens=268435456, max_num_seqs=2, max_model_len=512, dtype='bf16', "
+        "draft_dtype='bf16': lower one of them, or take a smaller dtype ([cuda] cudaMalloc: cudaErrorMemoryAllocation")
 
 
 PROFILED = """

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import struct
 import subprocess
@@ -249,6 +250,19 @@ def test_speculation_needs_a_draft():
         assert engine.info["num_speculative_tokens"] == 0 and len(engine.generate("a", max_tokens=3).token_ids) == 3
 
 
+def test_an_engine_that_has_no_room_says_what_to_lower():
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 36, hard))  # some systems promise more than they have
+    try:
+        with pytest.raises(paceline.CapacityError) as error:
+            Engine(*demo_pair(), kv_cache_tokens=2_000_000_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    assert str(error.value) == (
+        "[Engine] no memory on device cpu for kv_cache_tokens=2000000000, max_num_seqs=1, max_model_len=512, dtype='bf16', draft_dtype='bf16': "
+        "lower one of them, or take a smaller dtype (std::bad_alloc)")
+
+
 def test_what_cannot_fit_names_the_parameter():
     with Engine(*demo_pair(), kv_cache_tokens=64) as engine:
         for prompt, options, said in (([1] * 9, {"max_tokens": 200}, "9 tokens and max_tokens = 200"), ([1] * 64, {}, "64 tokens and one more")):
@@ -270,6 +284,18 @@ def test_a_closed_engine_says_so():
     for call in (lambda: next(stream), lambda: engine.generate(PROMPT), lambda: engine.verify([1], [2])):
         with pytest.raises(RuntimeError, match="the engine is closed"):
             call()
+
+
+def test_a_closed_engine_keeps_no_backend():
+    def threads():
+        return len(os.listdir("/proc/self/task"))
+
+    before = threads()
+    engine = Engine(*demo_pair(), num_threads=3)
+    assert threads() == before + 2  # the caller's is the third
+    engine.close()
+    assert threads() == before
+    del engine
 
 
 def without_tokenizer(source, directory):

@@ -51,7 +51,8 @@ def test_every_part_runs_over_the_stub(stubbed):
     for name in ("bandwidth, read", "tiny, bf16, qkv, 16 rows", "tiny, attention at 70, 4 rows",
                  "a cycle's own kernels, tau 4, vocabulary 3000, greedy"):
         assert timed[name]["status"] == MEASURED and timed[name]["data"]["microseconds"] > 0
-    assert cycles["tiny, alpha 0.8, batch 2, context 20, tau 1"]["data"]["tokens_per_second"] > 0
+    for name in ("tiny, alpha 0.8, batch 2, context 20, tau 1", "tiny, int4, tau 1"):
+        assert cycles[name]["data"]["tokens_per_second"] > 0
     assert peers["ours, speculative"]["status"] == MEASURED
 
 
@@ -105,9 +106,12 @@ def test_a_part_whose_time_is_over_says_so(tmp_path):
     assert gate.cells[0]["status"] == NOT_RUN and gate.finish() == 2  # nothing failed, and nothing was shown
 
 
+CLEAN = ["========= ERROR SUMMARY: 0 errors", "========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)"]
+
+
 @pytest.mark.parametrize("said, status", [
-    ("========= ERROR SUMMARY: 0 errors", PASSED), ("========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)", PASSED),
-    ("========= ERROR SUMMARY: 10 errors", FAILED), ("========= Error: Device not supported", NOT_RUN), ("nothing", NOT_RUN)])
+    *((line, PASSED) for line in CLEAN), ("========= ERROR SUMMARY: 10 errors", FAILED), ("========= Error: Device not supported", NOT_RUN),
+    ("nothing", FAILED)])
 def test_a_sanitizer_passes_by_its_own_summary_alone(tmp_path, monkeypatch, said, status):
     tool = tmp_path / "compute-sanitizer"
     tool.write_text(f"#!/bin/sh\necho '{said}'\n")
@@ -116,6 +120,19 @@ def test_a_sanitizer_passes_by_its_own_summary_alone(tmp_path, monkeypatch, said
     gate = Gate("some", tmp_path / "out", 1, stub=False, facts=FACTS)
     gate.cell("memcheck", correctness.sanitize(gate, Build(tmp_path, "device", dict(os.environ), tmp_path), "/bin/true", "memcheck", 60))
     assert gate.cells[0]["status"] == status
+
+
+def test_every_other_summary_is_a_failure():
+    for line in CLEAN:
+        assert correctness.sanitized(0, f"ok rows\n{line}\n") == line.strip("= ")
+        for status, said in ((86, line), (0, f"{line}\n========= ERROR SUMMARY: 1 error"), (0, f"========= ERROR SUMMARY: 1 error\n{line}")):
+            with pytest.raises(Failed, match=f"status {status}, "):
+                correctness.sanitized(status, said)
+    for line in ("ERROR SUMMARY: 1 error", "ERROR SUMMARY: 20 errors", "RACECHECK SUMMARY: 1 hazard displayed (0 errors, 1 warning)",
+                 "RACECHECK SUMMARY: 10 hazards displayed (10 errors, 0 warnings)", "RACECHECK SUMMARY: 0 hazards displayed (0 errors, 3 warnings)",
+                 "LEAK SUMMARY: 0 bytes leaked in 0 allocations", "SUMMARY: 0 errors", ""):
+        with pytest.raises(Failed):
+            correctness.sanitized(0, f"ok rows\n========= {line}\n")
 
 
 def test_one_bit_apart_is_no_parity(capsys):
