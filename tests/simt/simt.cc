@@ -1,5 +1,5 @@
 // Fibers for the threads of a block, and who runs next: simt.h.
-#include "simt/simt.h"
+#include "backend/cuda/launch.cuh"
 
 #include <sys/mman.h>
 #include <xmmintrin.h>
@@ -243,7 +243,8 @@ Schedule& schedule() {
 
 void run_grid(dim3 blocks, int threads, size_t shared_bytes, const std::function<void()>& body) {
   if (threads < 1 || threads > kMostThreads) throw std::runtime_error("[simt] a block of " + std::to_string(threads) + " threads");
-  if (shared_bytes > 227 << 10) throw std::runtime_error("[simt] a block may have 227 KiB of shared memory, asked for " + std::to_string(shared_bytes));
+  if (shared_bytes > paceline::cuda::kMostSharedBytes)
+    throw std::runtime_error("[simt] a block may have 99 KiB of shared memory, asked for " + std::to_string(shared_bytes) + " bytes");
   const FlushMode mode;
   gridDim = blocks;
   blockDim = dim3(threads);

@@ -8,6 +8,13 @@
 
 #include <cuda_runtime.h>
 
+#include <cstddef>
+
+namespace paceline::cuda {
+// Shared memory that a block may have on every device from compute capability 8.0 on: 8.6, 8.9 and 12.0 have no more.
+constexpr size_t kMostSharedBytes = 99 << 10;
+}  // namespace paceline::cuda
+
 // Before a loop over an array that must stay in registers. A host compiler would refuse the pragma.
 #ifdef PACELINE_HOST_SIMT
 #define PACELINE_UNROLL
@@ -29,8 +36,9 @@ __device__ __forceinline__ T* shared_memory() {
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 blocks, int threads, size_t shared_bytes, cudaStream_t stream, Arguments&&... arguments) {
   constexpr size_t kGranted = 48 << 10;  // more must be asked for
+  // Whatever this launch needs, the same: the kernel's limit holds for the graphs that were captured before, too.
   if (shared_bytes > kGranted)
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)), "cudaFuncSetAttribute");
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(kMostSharedBytes)), "cudaFuncSetAttribute");
   cudaLaunchConfig_t config{};
   config.gridDim = blocks;
   config.blockDim = dim3(threads);

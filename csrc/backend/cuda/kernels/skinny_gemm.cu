@@ -109,7 +109,7 @@ struct Gate {
 template <DType kDType, int kBlocks, int kTiles, class Finish>
 void launch_tiles(cudaStream_t stream, const Rows& rows, const Task& task, int num_blocks, const Finish& finish) {
   constexpr size_t kShared = kRingBytes<kDType, kBlocks, kTiles> + kWarps * kPartSize<kBlocks, kTiles> * sizeof(float);
-  static_assert(kShared <= 99 << 10, "the least that a block may have on any device from 8.0 on");
+  static_assert(kShared <= kMostSharedBytes);
   const int most = rows.capacity - task.first_row, covered = most < kRowBlock ? most : kRowBlock;
   const dim3 blocks(unsigned(num_blocks / kBlocks), unsigned((covered + 8 * kTiles - 1) / (8 * kTiles)));
   launch(skinny_kernel<kDType, kBlocks, kTiles, Finish>, blocks, kThreads, kShared, stream, rows, task, finish);
