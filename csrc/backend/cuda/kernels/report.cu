@@ -101,7 +101,7 @@ __global__ void hash_kernel(ChoosingRows targets, Scratch scratch, uint64_t* has
   hashes[row.at] = h;
 }
 
-__global__ void log_softmax_kernel(Rows rows, const float* logits, int v, float* out) {
+__global__ void __launch_bounds__(kRowThreads) log_softmax_kernel(Rows rows, const float* logits, int v, float* out) {
   const int row = int(blockIdx.x);
   if (row >= *rows.live) return;
   auto* room = shared_memory<uint64_t>();
