@@ -3,7 +3,7 @@
 // Kernels are written in CUDA's own words, with three rules that let tests run them on the host (tests/simt):
 //   * launch(kernel, blocks, threads, shared_bytes, stream, arguments...) instead of <<<>>>
 //   * shared memory is dynamic, a struct or an array of the kernel's own: shared_memory<T>()
-//   * PTX only behind ptx.cuh
+//   * PTX only behind ptx.cuh, and of it first of all take_turn() or what it is made of: kernels overlap
 #pragma once
 
 #include <cuda_runtime.h>
@@ -22,6 +22,9 @@ constexpr size_t kMostSharedBytes = 99 << 10;
 #else
 #define PACELINE_UNROLL _Pragma("unroll")
 
+#include <atomic>
+#include <cstdint>
+
 #include "backend/cuda/check.h"
 
 namespace paceline::cuda {
@@ -31,6 +34,22 @@ template <class T>
 __device__ __forceinline__ T* shared_memory() {
   extern __shared__ __align__(16) unsigned char bytes[];
   return reinterpret_cast<T*>(bytes);
+}
+
+// Whether kernels may start before the one ahead of them has ended. They may where they were compiled to wait for it, which is for
+// compute capability 9.0 and later; that older devices take the attribute at all is documented nowhere. All kernels are compiled alike,
+// so that any of them answers for a device.
+inline bool kernels_overlap(const void* kernel) {
+  static std::atomic<int8_t> known[64];  // by device; 0: not asked yet
+  int device = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  std::atomic<int8_t>& answer = known[device % 64];
+  if (answer == 0) {
+    cudaFuncAttributes compiled{};
+    check(cudaFuncGetAttributes(&compiled, kernel), "cudaFuncGetAttributes");
+    answer = compiled.ptxVersion >= 90 ? 1 : -1;
+  }
+  return answer > 0;
 }
 
 template <class... Parameters, class... Arguments>
@@ -44,6 +63,11 @@ void launch(void (*kernel)(Parameters...), dim3 blocks, int threads, size_t shar
   config.blockDim = dim3(threads);
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
+  cudaLaunchAttribute overlap{};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &overlap;
+  config.numAttrs = kernels_overlap(reinterpret_cast<const void*>(kernel)) ? 1 : 0;
   check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), "cudaLaunchKernelEx");
 }
 

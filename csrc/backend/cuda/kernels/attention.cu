@@ -165,6 +165,7 @@ __device__ __forceinline__ void walk(const AttentionTask& task, const Tile& tile
 // As many blocks to a multiprocessor as registers hold without spilling; those of many fp32 queries fill its shared memory by twos anyway.
 template <class T, bool IsFew>
 __global__ void __launch_bounds__(kPageThreads, IsFew ? 4 : sizeof(T) == 2 ? 3 : 2) nodes_kernel(AttentionTask task) {
+  take_turn();
   const Tile tile = tile_of(task);
   if (tile.queries <= 0 || int(blockIdx.x) * task.nodes.pages * kPagePositions > tile.last) return;
   const PageMemory memory{shared_memory<unsigned char>(), task.room};

@@ -93,6 +93,7 @@ __device__ uint64_t change(const ChoosingRow& row, const Chunk& chunk, SweepRoom
 }
 
 __global__ void sweep_kernel(ChoosingRows rows) {
+  take_turn();
   ChoosingRow row;
   const int index = int(blockIdx.y);
   if (!find_row(rows, index, &row)) return;
@@ -137,6 +138,7 @@ __device__ bool is_cut(const ProcessedRow& row, const SlotParams& p) {
 }
 
 __global__ void settle_kernel(ChoosingRows rows) {
+  take_turn();
   ChoosingRow row;
   const int index = int(blockIdx.x), chunks = chunks_of(rows.row_size);
   if (!find_row(rows, index, &row)) return;
@@ -149,6 +151,7 @@ __global__ void settle_kernel(ChoosingRows rows) {
 // ------------------------------------------------------------------------------------------------ cuts
 
 __global__ void first_digits_kernel(ChoosingRows rows) {
+  take_turn();
   ChoosingRow row;
   const int index = int(blockIdx.y);
   if (!find_row(rows, index, &row)) return;
@@ -164,6 +167,7 @@ __global__ void first_digits_kernel(ChoosingRows rows) {
 }
 
 __global__ void __launch_bounds__(kCutThreads) cut_kernel(ChoosingRows rows) {
+  take_turn();
   ChoosingRow row;
   const int index = int(blockIdx.x);
   if (!find_row(rows, index, &row)) return;
