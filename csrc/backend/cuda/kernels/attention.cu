@@ -162,9 +162,18 @@ __device__ __forceinline__ void walk(const AttentionTask& task, const Tile& tile
   }
 }
 
-// As many blocks to a multiprocessor as registers hold without spilling; those of many fp32 queries fill its shared memory by twos anyway.
+// As many blocks to a multiprocessor as registers hold without spilling: code for anything but compute capability 9.0 takes some more of
+// them. Shared memory is what keeps the number down there anyway (8.6, 8.9, 12.0), and wherever queries are fp32 and many.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ != 900
+constexpr int kSparedBlocks = 1;
+#else
+constexpr int kSparedBlocks = 0;
+#endif
 template <class T, bool IsFew>
-__global__ void __launch_bounds__(kPageThreads, IsFew ? 4 : sizeof(T) == 2 ? 3 : 2) nodes_kernel(AttentionTask task) {
+constexpr int kNodeBlocks = sizeof(T) == 2 ? (IsFew ? 4 : 3 - kSparedBlocks) : (IsFew ? 4 - kSparedBlocks : 2);
+
+template <class T, bool IsFew>
+__global__ void __launch_bounds__(kPageThreads, (kNodeBlocks<T, IsFew>)) nodes_kernel(AttentionTask task) {
   take_turn();
   const Tile tile = tile_of(task);
   if (tile.queries <= 0 || int(blockIdx.x) * task.nodes.pages * kPagePositions > tile.last) return;
