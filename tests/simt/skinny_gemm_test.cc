@@ -176,6 +176,20 @@ TEST(products_of_all_small_numbers_of_rows) {
     for (int live = 1; live <= 17; ++live) check_products({18, 150}, dtype, live, "forward");
 }
 
+// As a step of the draft that nobody takes: weights are fetched, and nothing comes of them.
+TEST(products_of_no_rows) {
+  for (DType dtype : kFormats) {
+    const Matrix m{18, 150, dtype};
+    const auto matrix = packed(m);
+    const DeviceRows rows = rows_of(0, 9);
+    const Operand operand(view(matrix), rows, 0, random_floats(size_t(9) * m.k, 3));
+    const std::vector<float> before(size_t(9) * m.n, kUntouched);
+    Device<float> out(before);
+    cuda::skinny_sums(stream(), rows.rows(), 0, view(matrix), operand.data(), out.data(), m.n, m.n);
+    CHECK(out.read() == before, name_of(dtype), ": something was written");
+  }
+}
+
 // Every room of a warp is filled again, of all warps or of some.
 TEST(products_of_long_inputs) {
   for (DType dtype : kFormats) {

@@ -15,12 +15,14 @@ namespace paceline::cuda {
 constexpr size_t kMostSharedBytes = 99 << 10;
 }  // namespace paceline::cuda
 
-// Before a loop over an array that must stay in registers. A host compiler would refuse the pragma.
+// Before a loop over an array that must stay in registers, and before one that must stay a loop. A host compiler would refuse the pragmas.
 #ifdef PACELINE_HOST_SIMT
 #define PACELINE_UNROLL
+#define PACELINE_LOOP
 #include <simt/simt.h>
 #else
 #define PACELINE_UNROLL _Pragma("unroll")
+#define PACELINE_LOOP _Pragma("unroll 1")
 
 #include <atomic>
 #include <cstdint>

@@ -46,6 +46,7 @@ class Part {
 
   // The first weights, a group for each unit; the rows that belong to them may not be there yet.
   __device__ __forceinline__ void send_first() const {
+    PACELINE_LOOP  // the addresses of all of them take registers that some devices lack
     for (int i = 0; i < kFirst; ++i) {
       send_weights(i);
       commit_copies();
