@@ -54,6 +54,7 @@ __device__ uint32_t scrambled(uint32_t x) {
 // Numbers of mean 0 and a deviation of `scale`, nearly normal.
 template <class T>
 __global__ void fill_kernel(T* to, size_t count, float scale) {
+  cuda::take_turn();
   for (size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += size_t(gridDim.x) * blockDim.x) {
     float sum = 0;
     for (uint32_t part = 0; part < 3; ++part) sum += float(int(scrambled(uint32_t(i) * 3 + part) >> 8) - (1 << 23)) * 0x1p-23f;
@@ -63,6 +64,7 @@ __global__ void fill_kernel(T* to, size_t count, float scale) {
 
 // Reads everything, eight independent 16-byte loads at a time, and writes only what it never finds.
 __global__ void read_kernel(const uint4* from, size_t count, unsigned* found) {
+  cuda::take_turn();
   constexpr int kAhead = 8;
   const size_t threads = size_t(gridDim.x) * blockDim.x;
   unsigned seen = 0;

@@ -94,6 +94,29 @@ TEST(cuts_of_a_long_row_equal_the_cpu_engine) {
   });
 }
 
+// So small a top_p is zero in the CPU engine's floating-point mode, and a number on a device.
+TEST(a_top_p_below_the_normal_numbers_keeps_the_best_token) {
+  constexpr double kTiny[] = {5e-324, 1e-310, 2.2250738585072009e-308, 2.2250738585072014e-308};
+  for_each_order([&](const std::string& order) {
+    for (int vocab : {97, 5003}) {
+      Twins twins({4, 0, vocab, vocab - 3, 64, 16, Acceptance::coupled});
+      for (int slot = 0; slot < 4; ++slot) {
+        start(twins, slot);
+        twins.params[slot] = plain_params(1e6, 1, 16);
+        twins.params[slot].top_p = kTiny[slot];
+        if (slot % 2) twins.params[slot].top_k = 40;
+      }
+      twins.upload();
+      twins.cycle(message(order, ", vocabulary ", vocab), kNoDraft, RandomModel(3, 0, 0, 0));
+      for (int slot = 0; slot < 4; ++slot) {
+        const cuda::RowState got = known_of(twins, slot);
+        CHECK(got.threshold == got.l_max && twins.emitted[slot] == got.argmax, order, ", vocabulary ", vocab, ", top_p ", kTiny[slot],
+              ": threshold ", got.threshold, " under ", got.l_max);
+      }
+    }
+  });
+}
+
 // A cut that keeps one token more or less is seen only if that token is drawn: with all tokens alike, or nearly so, any may be.
 TEST(every_survivor_of_a_cut_can_be_drawn_and_no_other) {
   for_each_order([&](const std::string& order) {

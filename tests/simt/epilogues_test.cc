@@ -1,5 +1,6 @@
 // The kernels of epilogues.cu against double, in every order of threads; tolerances come from the oracles (reference/near.h).
 #include "backend/cuda/exp.cuh"
+#include "backend/cuda/ptx.cuh"
 #include "cpp/test.h"
 #include "math/bfloat16.h"
 #include "reference/linear.h"
@@ -60,6 +61,7 @@ namespace {
 
 // natural[i] = e^x[i], binary[i] = 2^x[i]
 __global__ void exponentials_kernel(const float* x, int count, float* natural, float* binary) {
+  cuda::take_turn();
   const int i = int(blockIdx.x * blockDim.x + threadIdx.x);
   if (i >= count) return;
   natural[i] = cuda::exp_of(x[i]);

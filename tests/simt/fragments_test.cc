@@ -13,6 +13,7 @@ using reference::Near;
 namespace {
 
 __global__ void multiply_add_kernel(const uint32_t* a, const uint32_t* b, float* c, bool changes) {
+  cuda::take_turn();
   const int lane = int(threadIdx.x);
   cuda::FragmentA fragment{{a[4 * lane], a[4 * lane + 1], a[4 * lane + 2], a[4 * lane + 3]}};
   cuda::FragmentB other{{b[2 * lane], b[2 * lane + 1]}};

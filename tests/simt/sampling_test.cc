@@ -1,6 +1,7 @@
 // Whole cycles of random requests, the CPU engine and the CUDA kernels side by side: processors, draws, acceptance, reports.
 #include <algorithm>
 
+#include "backend/cuda/ptx.cuh"
 #include "math/cycle_rules.h"
 #include "math/noise.h"
 #include "simt/cycle_twins.h"
@@ -104,6 +105,7 @@ int case_count(int usual) {
 }
 
 __global__ void noise_kernel(NoiseAddress at, uint32_t* words, double* gumbels, uint32_t stride) {
+  cuda::take_turn();
   const uint32_t id = (blockIdx.x * blockDim.x + threadIdx.x) * stride;
   for (uint32_t half : {0u, 1u}) words[(blockIdx.x * blockDim.x + threadIdx.x) * 2 + half] = noise_words(at, id >> 2, half).word[id & 3];
   gumbels[blockIdx.x * blockDim.x + threadIdx.x] = gumbel_of(exponential_at(at, id));

@@ -4,7 +4,9 @@
 // What it proves is logic, not speed, and not what a weaker memory order than this machine's would allow. What it does find: missing
 // barriers (threads run in forward, reverse or shuffled order, one at a time, from barrier to barrier), divergent barriers and
 // warp operations (an error, not a hang), memory used before it is written (shared memory starts as garbage) and, under
-// AddressSanitizer, accesses out of bounds.
+// AddressSanitizer, accesses out of bounds. Kernels enqueued right behind each other start before the first of them runs, as they
+// may on a device: the threads of one block of each run up to where they wait for the kernels before, so that what they read or write
+// too early shows. And a thread that ends without having waited, or while copies are on their way, is an error.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -29,8 +31,8 @@ struct Schedule {
 };
 Schedule& schedule();  // of all launches from now on
 
-// Runs body once per thread of the grid. Throws std::runtime_error when threads wait for each other in vain.
-void run_grid(dim3 blocks, int threads, size_t shared_bytes, const std::function<void()>& body);
+// Enqueues a grid that runs body once per thread. It throws std::runtime_error when threads wait for each other in vain.
+cudaError_t launch_grid(cudaStream_t stream, dim3 blocks, int threads, size_t shared_bytes, std::function<void()> body);
 // Hands work to a stream of the stub runtime: runtime.h.
 cudaError_t enqueue(cudaStream_t stream, const char* what, std::function<void()> work);
 
@@ -39,6 +41,11 @@ void block_barrier();
 // Every lane of mask gives a value; each gets the array of all 32. The array is good until the lane's next call.
 const unsigned long long* exchange(unsigned mask, unsigned long long value);
 int lane();
+void wait_for_grids_before();
+// The thread's copies to shared memory, up to 16 bytes each: ptx.cuh.
+void send_copy(void* to, const void* from, size_t bytes);
+void commit_copies();
+void wait_for_copies(int newest);
 
 template <class T>
 unsigned long long bits_from(T value) {
@@ -122,9 +129,9 @@ T* shared_memory() { return reinterpret_cast<T*>(simt::block_shared_memory()); }
 
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 blocks, int threads, size_t shared_bytes, cudaStream_t stream, Arguments&&... arguments) {
-  check(simt::enqueue(stream, "launch", [=, values = std::tuple<Parameters...>(static_cast<Parameters>(arguments)...)] {
-    simt::run_grid(blocks, threads, shared_bytes, [&] { std::apply(kernel, values); });
-  }), "launch");
+  check(simt::launch_grid(stream, blocks, threads, shared_bytes,
+                          [=, values = std::tuple<Parameters...>(static_cast<Parameters>(arguments)...)] { std::apply(kernel, values); }),
+        "launch");
 }
 
 }  // namespace paceline::cuda

@@ -176,6 +176,20 @@ TEST(products_of_all_small_numbers_of_rows) {
     for (int live = 1; live <= 17; ++live) check_products({18, 150}, dtype, live, "forward");
 }
 
+// As a step of the draft that nobody takes: weights are fetched, and nothing comes of them.
+TEST(products_of_no_rows) {
+  for (DType dtype : kFormats) {
+    const Matrix m{18, 150, dtype};
+    const auto matrix = packed(m);
+    const DeviceRows rows = rows_of(0, 9);
+    const Operand operand(view(matrix), rows, 0, random_floats(size_t(9) * m.k, 3));
+    const std::vector<float> before(size_t(9) * m.n, kUntouched);
+    Device<float> out(before);
+    cuda::skinny_sums(stream(), rows.rows(), 0, view(matrix), operand.data(), out.data(), m.n, m.n);
+    CHECK(out.read() == before, name_of(dtype), ": something was written");
+  }
+}
+
 // Every room of a warp is filled again, of all warps or of some.
 TEST(products_of_long_inputs) {
   for (DType dtype : kFormats) {
@@ -222,6 +236,37 @@ TEST(a_row_keeps_its_bits_in_any_company) {
         CHECK(bits_at(m, matrix, pair, x, place, live, spare) == want, order, ", ", name_of(dtype), ": as row ", place, " of ", live,
               " with ", spare, " to spare");
     }
+  });
+}
+
+// As a pass enqueues them: nothing between rows and the product that takes them, nor between that and the rows which then lie in their
+// place. The weights of a product are on their way before its rows are there, and nothing else is.
+TEST(products_follow_right_behind_their_rows) {
+  for_each_order([](const std::string& order) {
+    for (DType dtype : kFormats)
+      for (int live : {1, 12, 70}) {
+        const Matrix m{40, 1100, dtype};
+        const auto matrix = packed(m);
+        const DeviceRows rows = rows_of(live, 2);
+        const std::array<std::vector<float>, 2> in = {random_floats(size_t(live) * m.k, 3), random_floats(size_t(live) * m.k, 4)};
+        Device<float> first(in[0]), second(in[1]), one(size_t(live) * m.n), other(size_t(live) * m.n);
+        Device<uint16_t> operand(std::vector<uint16_t>(size_t(cuda::kRowBlock) * ((m.k + 63) / 64 * 64), 0x7fc0));
+        const auto multiply = [&](const Device<float>& x, Device<float>& out) {
+          for (int row = 0; row < live; row += cuda::kRowBlock) {
+            cuda::pack_rows(stream(), rows.rows(), row, x.data(), view(matrix), nullptr, 0, operand.data());
+            cuda::skinny_sums(stream(), rows.rows(), row, view(matrix), operand.data(), out.data(), m.n, m.n);
+          }
+        };
+        multiply(first, one), multiply(second, other);
+        const std::array<std::vector<float>, 2> got = {one.read(), other.read()};
+        for (int of = 0; of < 2; ++of)
+          for (int row = 0; row < live; ++row) {
+            const std::vector<Near> want = sums_of(m, &in[of][size_t(row) * m.k]);
+            for (int i = 0; i < m.n; ++i)
+              CHECK(agrees(got[of][size_t(row) * m.n + i], want[i]), order, ", ", name_of(dtype), ", rows ", live, ": product ", of,
+                    ", row ", row, ", column ", i, ": got ", got[of][size_t(row) * m.n + i], ", expected ", want[i].value);
+          }
+      }
   });
 }
 

@@ -1,7 +1,7 @@
 // What kernels share: indices, and reductions over a block in one fixed tree.
 #pragma once
 
-#include "backend/cuda/launch.cuh"
+#include "backend/cuda/ptx.cuh"
 
 namespace paceline::cuda {
 

@@ -6,8 +6,6 @@
 
 #ifdef PACELINE_HOST_SIMT
 #include <chrono>
-#include <deque>
-#include <vector>
 #endif
 
 namespace paceline::cuda {
@@ -23,26 +21,40 @@ __device__ __forceinline__ int64_t global_timer() {
 #endif
 }
 
+// ------------------------------------------------------------------------------------------------ kernels that overlap
+// From compute capability 9.0 on a kernel may start while the one before it still runs (launch.cuh), and so may the one behind it. Two
+// rules keep that as if they ran one after the other:
+//   * Before it waits, a thread reads what no kernel of a cycle writes, weights, and writes shared memory alone.
+//   * Every thread waits, on every path, even if all it does then is leave. What a kernel waits for is the end of the kernel right before
+//     it; that the ones before that have ended too, whose results it reads and whose inputs it may overwrite, it knows only because that
+//     one has waited for them.
+// Copies and graphs know nothing of this: they come after the end of what was enqueued before, and before all that comes later.
+
+// The next kernel may start as soon as every block of this one has said so, or has ended.
+__device__ __forceinline__ void let_next_start() {
+#if !defined(PACELINE_HOST_SIMT) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+// Until all kernels before have ended; what they wrote can be seen.
+__device__ __forceinline__ void wait_for_kernels_before() {
+#ifdef PACELINE_HOST_SIMT
+  simt::wait_for_grids_before();
+#elif __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+// How a kernel begins that has nothing to do before.
+__device__ __forceinline__ void take_turn() {
+  let_next_start();
+  wait_for_kernels_before();
+}
+
 // ------------------------------------------------------------------------------------------------ copies on their way
 // From global to shared memory while the thread goes on. Copies up to a commit are a group; a wait leaves the newest groups on their
 // way, and what has arrived can be seen by the thread that copied it. Nobody else writes what they read while a kernel runs.
 
-#ifdef PACELINE_HOST_SIMT
-// As late as can be: a copy is made when it is waited for, and until then its place holds garbage.
-struct CopyOnItsWay {
-  void* to;
-  const void* from;
-  size_t bytes;
-};
-inline std::vector<std::deque<std::vector<CopyOnItsWay>>> copy_groups(1024);  // of each thread of the block; the newest one is open
-
-inline void host_copy(void* to, const void* from, size_t bytes) {
-  auto& groups = copy_groups[threadIdx.x];
-  if (groups.empty()) groups.emplace_back();
-  groups.back().push_back({to, from, bytes});
-  std::memset(to, 0xCB, bytes);
-}
-#else
+#ifndef PACELINE_HOST_SIMT
 __device__ __forceinline__ unsigned shared_address(void* at) { return unsigned(__cvta_generic_to_shared(at)); }
 #endif
 
@@ -59,7 +71,7 @@ __device__ __forceinline__ StreamPolicy stream_policy() {
 // 16 bytes, aligned, past L1.
 __device__ __forceinline__ void copy_streaming(void* to, const void* from, [[maybe_unused]] StreamPolicy policy) {
 #ifdef PACELINE_HOST_SIMT
-  host_copy(to, from, 16);
+  simt::send_copy(to, from, 16);
 #else
   asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "l"(policy) : "memory");
 #endif
@@ -68,16 +80,14 @@ __device__ __forceinline__ void copy_streaming(void* to, const void* from, [[may
 template <int kBytes>
 __device__ __forceinline__ void copy_small(void* to, const void* from) {
 #ifdef PACELINE_HOST_SIMT
-  host_copy(to, from, kBytes);
+  simt::send_copy(to, from, kBytes);
 #else
   asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(shared_address(to)), "l"(from), "n"(kBytes) : "memory");
 #endif
 }
 __device__ __forceinline__ void commit_copies() {
 #ifdef PACELINE_HOST_SIMT
-  auto& groups = copy_groups[threadIdx.x];
-  if (groups.empty()) groups.emplace_back();
-  groups.emplace_back();
+  simt::commit_copies();
 #else
   asm volatile("cp.async.commit_group;" ::: "memory");
 #endif
@@ -86,9 +96,7 @@ __device__ __forceinline__ void commit_copies() {
 template <int kNewest>
 __device__ __forceinline__ void wait_for_copies() {
 #ifdef PACELINE_HOST_SIMT
-  auto& groups = copy_groups[threadIdx.x];
-  for (; groups.size() > kNewest + 1; groups.pop_front())
-    for (const CopyOnItsWay& copy : groups.front()) std::memcpy(copy.to, copy.from, copy.bytes);
+  simt::wait_for_copies(kNewest);
 #else
   asm volatile("cp.async.wait_group %0;" ::"n"(kNewest) : "memory");
 #endif

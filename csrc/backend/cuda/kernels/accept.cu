@@ -87,6 +87,7 @@ __device__ Walk walk(const CycleState& state, int slot, const Verdict* verdicts,
 }
 
 __global__ void walk_kernel(ChoosingRows targets, Scratch scratch, CycleResults results) {
+  take_turn();
   const int slot = int(blockIdx.x);
   if (!targets.state.running[slot]) {
     if (threadIdx.x == 0) scratch.walks[slot] = Walk{};
@@ -109,6 +110,7 @@ __global__ void walk_kernel(ChoosingRows targets, Scratch scratch, CycleResults 
 
 // By one warp per slot: the token that ends a cycle of `rejection`.
 __global__ void finish_kernel(ChoosingRows targets, Scratch scratch, CycleResults results) {
+  take_turn();
   const int slot = int(blockIdx.x), chunks = chunks_of(targets.row_size);
   if (!scratch.walks[slot].pending) return;
   CycleResult result = scratch.walks[slot].result;

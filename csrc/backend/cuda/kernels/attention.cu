@@ -32,6 +32,7 @@ constexpr int most_queries(int head_dim) { return head_dim <= 128 ? 2 * kMmaRows
 // The block's tile with its queries gathered; false: it has none.
 template <class T>
 __device__ __forceinline__ bool begin(const AttentionTask& task, const PageMemory& memory, Tile& tile) {
+  take_turn();
   tile = tile_of(task);
   if (tile.queries <= 0 || int(blockIdx.x) * task.nodes.pages * kPagePositions > tile.last) return false;
   gather_queries<T>(task, tile, memory);

@@ -63,6 +63,7 @@ __device__ __forceinline__ void fold_group(const AttentionNodes& nodes, size_t f
 // One query to a block: its warps take a group each, then every thread merges its column of these groups, in ascending order.
 static __global__ void __launch_bounds__(kCombineThreads) combine_kernel(Rows rows, AttentionNodes nodes, int num_heads, int head_dim,
                                                                          float* out) {
+  take_turn();
   const int head = int(blockIdx.x), row = int(blockIdx.y), column = int(threadIdx.x);
   if (row >= *rows.live) return;
   const int last_page = rows.position[row] / kPagePositions, last_node = last_page / nodes.pages, per_group = kPageGroup / nodes.pages;

@@ -15,6 +15,13 @@ __device__ __forceinline__ bool cuts_top_p(const SlotParams& p) { return p.top_p
 // Below the smallest normal number nothing could be cut.
 __device__ __forceinline__ bool cuts_min_p(const SlotParams& p) { return p.min_p >= 2.3e-308; }
 
+// Weights are integers: whatever is below 1 is reached with the best token. So is zero on the CPU, which a top_p below the normal
+// numbers is in its floating-point mode.
+__device__ __forceinline__ double top_p_limit(const SlotParams& p, uint64_t total) {
+  const double limit = p.top_p * double(total);
+  return limit < 1.0 ? 1.0 : limit;
+}
+
 // Shared memory of a block that cuts.
 struct CutRoom {
   uint32_t low[kBuckets], high[kBuckets];  // 64-bit sums in two words: shared memory adds 32 bits at a time
@@ -155,7 +162,7 @@ __device__ inline float threshold_of(const ProcessedRow& row, const SlotParams& 
   if (cuts_top_p(p))
     threshold = upper_cut(row.logits, row.n, threshold, first_digits, room,
                           [&row](float logit) { return fixed_weight(scaled(row, logit)); },
-                          [&p](uint64_t total) { return p.top_p * double(total); });
+                          [&p](uint64_t total) { return top_p_limit(p, total); });
   if (cuts_min_p(p) && threadIdx.x == 0) {
     const float cut = min_p_cut(row.l_max, p.temperature, p.min_p);
     threshold = cut > threshold ? cut : threshold;

@@ -48,6 +48,7 @@ __device__ void put(const Rows& rows, int row, int slot, int position, int token
 }
 
 __global__ void begin_cycle_kernel(CycleState state) {
+  take_turn();
   for (int slot = int(threadIdx.x); slot < state.num_slots; slot += kThreads) {
     const int tau = clamped_tau(state.wanted_tau[slot], state.length[slot], state.params[slot].end_length, state.draft_cached[slot],
                                 state.draft_max_len);
@@ -57,6 +58,7 @@ __global__ void begin_cycle_kernel(CycleState state) {
 }
 
 __global__ void plan_draft_kernel(CycleState state, int step, Rows rows) {
+  take_turn();
   int* const room = shared_memory<int>();
   int live = 0;
   for (int tile = 0; tile < state.num_slots; tile += kThreads) {
@@ -78,6 +80,7 @@ __global__ void plan_draft_kernel(CycleState state, int step, Rows rows) {
 }
 
 __global__ void plan_verify_kernel(CycleState state, Rows rows) {
+  take_turn();
   int* const room = shared_memory<int>();
   int live = 0;
   for (int tile = 0; tile < state.num_slots; tile += kThreads) {
@@ -96,10 +99,14 @@ __global__ void plan_verify_kernel(CycleState state, Rows rows) {
   if (threadIdx.x == 0) *rows.live = live;
 }
 
-__global__ void timestamp_kernel(int64_t* nanoseconds) { *nanoseconds = global_timer(); }
+__global__ void timestamp_kernel(int64_t* nanoseconds) {
+  take_turn();  // before the clock is read
+  *nanoseconds = global_timer();
+}
 
 // What earlier kernels wrote, this one sees; the fence passes that on to whoever sees the counter.
 __global__ void count_up_kernel(int64_t* counter) {
+  take_turn();
   __threadfence_system();
   *static_cast<volatile int64_t*>(counter) = *counter + 1;
 }

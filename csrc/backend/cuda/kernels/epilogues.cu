@@ -37,6 +37,7 @@ __device__ __forceinline__ void for_each_value(const Rows& rows, int first_row, 
 }
 
 __global__ void residual_kernel(Rows rows, int first_row, const float* sums, int columns, const float* bias, float* x, int d) {
+  take_turn();
   for_each_value(rows, first_row, d, [=](int row, int index, int column) {
     const float sum = sums[size_t(index) * columns + column];
     x[size_t(row) * d + column] += bias ? sum + bias[column] : sum;
@@ -44,6 +45,7 @@ __global__ void residual_kernel(Rows rows, int first_row, const float* sums, int
 }
 
 __global__ void gate_up_kernel(Rows rows, int first_row, const float* sums, int columns, int f, float* out) {
+  take_turn();
   for_each_value(rows, first_row, f, [=](int row, int index, int column) {
     const float* pair = sums + size_t(index) * columns + column / 16 * 32 + column % 16;
     out[size_t(row) * f + column] = gated(pair[0], pair[16]);
@@ -51,6 +53,7 @@ __global__ void gate_up_kernel(Rows rows, int first_row, const float* sums, int 
 }
 
 __global__ void logits_kernel(Rows rows, int first_row, const float* sums, int columns, int v, float* logits) {
+  take_turn();
   for_each_value(rows, first_row, v, [=](int row, int index, int column) {
     logits[size_t(row) * v + column] = sums[size_t(index) * columns + column];
   });
@@ -155,6 +158,7 @@ __device__ __forceinline__ void store_kv(const QkvTask& task, const Head& key, c
 
 template <class T>
 __global__ void qkv_kernel(Rows rows, int first_row, QkvTask task) {
+  take_turn();
   const AttentionShape& shape = task.shape;
   const int row = first_row + int(blockIdx.y), q_heads = shape.num_heads, kv_heads = shape.num_kv_heads, half = shape.head_dim / 2;
   const int index = int(blockIdx.x) * kWarps + warp_of();  // of the head, among those of q and k

@@ -93,6 +93,7 @@ __device__ uint64_t change(const ChoosingRow& row, const Chunk& chunk, SweepRoom
 }
 
 __global__ void sweep_kernel(ChoosingRows rows) {
+  take_turn();
   ChoosingRow row;
   const int index = int(blockIdx.y);
   if (!find_row(rows, index, &row)) return;
@@ -130,11 +131,14 @@ __device__ RowState put_together(const Swept* swept, int chunks) {
   return known;
 }
 
+constexpr int kCutThreads = 1024;  // of long rows
+
 __device__ bool is_cut(const ProcessedRow& row, const SlotParams& p) {
   return !row.fault && !is_greedy(row.temperature) && (cuts_top_k(p, row.n) || cuts_top_p(p) || cuts_min_p(p));
 }
 
 __global__ void settle_kernel(ChoosingRows rows) {
+  take_turn();
   ChoosingRow row;
   const int index = int(blockIdx.x), chunks = chunks_of(rows.row_size);
   if (!find_row(rows, index, &row)) return;
@@ -147,6 +151,7 @@ __global__ void settle_kernel(ChoosingRows rows) {
 // ------------------------------------------------------------------------------------------------ cuts
 
 __global__ void first_digits_kernel(ChoosingRows rows) {
+  take_turn();
   ChoosingRow row;
   const int index = int(blockIdx.y);
   if (!find_row(rows, index, &row)) return;
@@ -161,7 +166,8 @@ __global__ void first_digits_kernel(ChoosingRows rows) {
     add_first_digits(from.logits, first, end, from.threshold, room, digits, [&](float l) { return fixed_weight(scaled(from, l)); });
 }
 
-__global__ void cut_kernel(ChoosingRows rows) {
+__global__ void __launch_bounds__(kCutThreads) cut_kernel(ChoosingRows rows) {
+  take_turn();
   ChoosingRow row;
   const int index = int(blockIdx.x);
   if (!find_row(rows, index, &row)) return;
@@ -178,7 +184,7 @@ void process_rows(cudaStream_t stream, const ChoosingRows& rows, int count) {
   launch(sweep_kernel, chunks, kSweepThreads, sizeof(SweepRoom), stream, rows);
   launch(settle_kernel, whole, kSweepThreads, 0, stream, rows);
   launch(first_digits_kernel, chunks, kSweepThreads, sizeof(CutRoom), stream, rows);
-  launch(cut_kernel, whole, rows.row_size <= 4096 ? 128 : 1024, sizeof(CutRoom), stream, rows);
+  launch(cut_kernel, whole, rows.row_size <= 4096 ? 128 : kCutThreads, sizeof(CutRoom), stream, rows);
 }
 
 }  // namespace paceline::cuda

@@ -57,6 +57,7 @@ __device__ void largest(int n, int k, At at, uint64_t* room, uint64_t* out) {
 }
 
 __global__ void summarise_kernel(ChoosingRows targets, Scratch scratch) {
+  take_turn();
   Emitted row;
   const int index = int(blockIdx.y), first = int(blockIdx.x) * kChunk;
   if (!find_emitted(targets, scratch, index, &row) || row.params->num_logprobs < 0) return;
@@ -74,6 +75,7 @@ __global__ void summarise_kernel(ChoosingRows targets, Scratch scratch) {
 }
 
 __global__ void tell_kernel(ChoosingRows targets, Scratch scratch, CycleResults results) {
+  take_turn();
   Emitted row;
   const int index = int(blockIdx.x), chunks = chunks_of(targets.row_size);
   if (!find_emitted(targets, scratch, index, &row) || row.params->num_logprobs < 0) return;
@@ -94,6 +96,7 @@ __global__ void tell_kernel(ChoosingRows targets, Scratch scratch, CycleResults 
 }
 
 __global__ void hash_kernel(ChoosingRows targets, Scratch scratch, uint64_t* hashes) {
+  take_turn();
   Emitted row;
   if (!find_emitted(targets, scratch, int(blockIdx.x), &row)) return;
   uint64_t h = 0x243F6A8885A308D3u;
@@ -101,7 +104,8 @@ __global__ void hash_kernel(ChoosingRows targets, Scratch scratch, uint64_t* has
   hashes[row.at] = h;
 }
 
-__global__ void log_softmax_kernel(Rows rows, const float* logits, int v, float* out) {
+__global__ void __launch_bounds__(kRowThreads) log_softmax_kernel(Rows rows, const float* logits, int v, float* out) {
+  take_turn();
   const int row = int(blockIdx.x);
   if (row >= *rows.live) return;
   auto* room = shared_memory<uint64_t>();

@@ -55,6 +55,7 @@ struct Int4Tiles : Tiles {
 
 template <class Table>
 __global__ void embed_kernel(Rows rows, Table table, int d, float* x) {
+  take_turn();
   const int row = int(blockIdx.x);
   if (row >= *rows.live) return;
   const int token = rows.token[row];
@@ -81,6 +82,7 @@ struct FragmentOperand {
 template <class Operand>
 __global__ void pack_rows_kernel(Rows rows, int first_row, const float* x, int k, int width, const float* norm, float eps,
                                  Operand operand) {
+  take_turn();
   const int row = first_row + int(blockIdx.x);
   if (row >= *rows.live) return;
   const float* from = x + size_t(row) * k;

@@ -40,6 +40,7 @@ __device__ __forceinline__ Race start_race(const ProcessedRow& row, const NoiseA
 }
 
 __global__ void draw_kernel(ChoosingRows rows, Purpose purpose) {
+  take_turn();
   ChoosingRow row;
   const int index = int(blockIdx.y);
   if (!find_row(rows, index, &row)) return;
@@ -56,6 +57,7 @@ __global__ void draw_kernel(ChoosingRows rows, Purpose purpose) {
 
 // One warp per slot.
 __global__ void propose_kernel(ChoosingRows rows) {
+  take_turn();
   ChoosingRow row;
   const int slot = int(blockIdx.x), chunks = chunks_of(rows.row_size);
   if (!find_row(rows, slot, &row)) return;
@@ -79,6 +81,7 @@ __device__ void weigh(const ProcessedRow& row, uint64_t* room, uint64_t* mass) {
 }
 
 __global__ void weigh_kernel(ChoosingRows targets, Scratch scratch) {
+  take_turn();
   ChoosingRow row;
   const int index = int(blockIdx.y);
   if (!find_row(targets, index, &row) || row.place >= targets.state.drafting[row.slot] || targets.known[index].fault) return;
@@ -98,6 +101,7 @@ __device__ __forceinline__ void enter_residual(Best* best, const NoiseAddress& a
 
 // Both races of the row at which the slot's walk stopped: when the residual is empty, what is owed is the target itself.
 __global__ void draw_pending_kernel(ChoosingRows targets, Scratch scratch) {
+  take_turn();
   const int slot = int(blockIdx.y), place = scratch.walks[slot].result.emitted, index = slot * targets.width + place;
   if (!scratch.walks[slot].pending) return;
   const ChoosingRow row = row_at(targets, index);

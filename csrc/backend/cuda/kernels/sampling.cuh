@@ -103,7 +103,7 @@ struct Race {
   __device__ __forceinline__ void enter(int id, uint32_t high) {
     const float logit = row.logits[id], x = logit == row.l_max ? 0.0f : (logit - row.l_max) * log2e_over_t;
     if (!contends(high, rough_exp2(x), quotient) || !(logit >= row.threshold) || id == row.argmax) return;
-    const double e = exponential(at, id, high), q = e / exp_of(scaled(row, logit));
+    const double e = exponential(at, id, high), q = e / paceline::exp_of(scaled(row, logit));  // not the one in fp32
     best = better(best, {score(id, e), id});
     quotient = q < quotient ? q : quotient;
   }

@@ -49,11 +49,21 @@ __device__ __forceinline__ void put_part(const Sums<kBlocks, kTiles>& sums, floa
 template <DType kDType, int kBlocks, int kTiles, class Finish>
 __global__ void __launch_bounds__(kThreads) skinny_kernel(Rows rows, Task task, Finish finish) {
   const int first = int(blockIdx.y) * 8 * kTiles;  // among the rows of the product
-  const int left = *rows.live - task.first_row - first, live = left < 8 * kTiles ? left : 8 * kTiles;
-  if (live <= 0) return;
-  Sums<kBlocks, kTiles> sums{};
   unsigned char* shared = shared_memory<unsigned char>();
-  Part<kDType, kBlocks, kTiles>(task, shared).multiply(sums);
+  const Part<kDType, kBlocks, kTiles> part(task, shared);
+  // Weights are on their way before the rows exist, but only for the first rows of a pass, which always live: for others it may be in vain.
+  const bool is_ahead = task.first_row + first == 0;
+  let_next_start();
+  if (is_ahead) part.send_first();
+  wait_for_kernels_before();
+  const int left = *rows.live - task.first_row - first, live = left < 8 * kTiles ? left : 8 * kTiles;
+  if (live <= 0) {
+    wait_for_copies<0>();
+    return;
+  }
+  if (!is_ahead) part.send_first();
+  Sums<kBlocks, kTiles> sums{};
+  part.multiply(sums);
   float* parts = reinterpret_cast<float*>(shared + kRingBytes<kDType, kBlocks, kTiles>);
   put_part(sums, parts + warp_of() * kPartSize<kBlocks, kTiles>);
   __syncthreads();  // all parts are there
@@ -109,7 +119,7 @@ struct Gate {
 template <DType kDType, int kBlocks, int kTiles, class Finish>
 void launch_tiles(cudaStream_t stream, const Rows& rows, const Task& task, int num_blocks, const Finish& finish) {
   constexpr size_t kShared = kRingBytes<kDType, kBlocks, kTiles> + kWarps * kPartSize<kBlocks, kTiles> * sizeof(float);
-  static_assert(kShared <= 99 << 10, "the least that a block may have on any device from 8.0 on");
+  static_assert(kShared <= kMostSharedBytes);
   const int most = rows.capacity - task.first_row, covered = most < kRowBlock ? most : kRowBlock;
   const dim3 blocks(unsigned(num_blocks / kBlocks), unsigned((covered + 8 * kTiles - 1) / (8 * kTiles)));
   launch(skinny_kernel<kDType, kBlocks, kTiles, Finish>, blocks, kThreads, kShared, stream, rows, task, finish);

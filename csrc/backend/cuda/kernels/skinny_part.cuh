@@ -44,12 +44,23 @@ class Part {
         rows_(task.operand + size_t(blockIdx.y) * kTiles * num_units_ * kFormat.tiles * kFragment + lane_of() * 4),
         rooms_(rooms + warp_of() * Rooms::kRooms * Rooms::kRoomBytes), policy_(stream_policy()) {}
 
-  // sums += weights x rows. A room is filled again one turn after it was read.
+  // The first weights, a group for each unit; the rows that belong to them may not be there yet.
+  __device__ __forceinline__ void send_first() const {
+    PACELINE_LOOP  // the addresses of all of them take registers that some devices lack
+    for (int i = 0; i < kFirst; ++i) {
+      send_weights(i);
+      commit_copies();
+    }
+  }
+
+  // sums += weights x rows, after send_first. A room is filled again one turn after it was read.
   __device__ __forceinline__ void multiply(Sums<kBlocks, kTiles>& sums) const {
-    for (int i = 0; i < Rooms::kRooms - 1; ++i) send(i);
+    if constexpr (Rooms::kHoldsRows) put_first_rows();
     for (int i = 0; warp_of() + i * kWarps < num_units_; ++i) {
-      wait_for_copies<Rooms::kRooms - 2>();
-      send(i + Rooms::kRooms - 1);
+      wait_for_copies<kFirst - 1>();
+      send_weights(i + kFirst);
+      if constexpr (Rooms::kHoldsRows) send_rows(i + kFirst);
+      commit_copies();
       multiply_unit(sums, i);
     }
     wait_for_copies<0>();
@@ -57,6 +68,7 @@ class Part {
 
  private:
   static constexpr TileFormat kFormat = tile_format(kDType);
+  static constexpr int kFirst = Rooms::kRooms - 1;  // units on their way at a time
 
   __device__ __forceinline__ unsigned char* room_of(int i) const { return rooms_ + i % Rooms::kRooms * Rooms::kRoomBytes; }
   __device__ __forceinline__ unsigned char* block_in(int i, int block) const { return room_of(i) + block * Format::kRoomBytes; }
@@ -68,19 +80,35 @@ class Part {
     return reinterpret_cast<const uint2*>(rows_ + unsigned(((tile * num_units_ + unit) * kFormat.tiles + j) * kFragment));
   }
 
-  // The i-th unit of the warp; behind the last one an empty group, so that all waits are alike.
-  __device__ __forceinline__ void send(int i) const {
+  // Of the i-th unit of the warp; behind the last one nothing, and the group is empty, so that all waits are alike.
+  __device__ __forceinline__ void send_weights(int i) const {
     const int unit = warp_of() + i * kWarps;
-    if (unit < num_units_) {
+    if (unit >= num_units_) return;
+    PACELINE_UNROLL
+    for (int block = 0; block < kBlocks; ++block)
+      Format::copy(block_in(i, block), blocks_ + block * block_bytes_ + unsigned(unit * kFormat.unit_bytes()), policy_);
+  }
+  __device__ __forceinline__ void send_rows(int i) const {
+    const int unit = warp_of() + i * kWarps;
+    if (unit >= num_units_) return;
+    PACELINE_UNROLL
+    for (int f = 0; f < Rooms::kFragments; ++f) copy_small<8>(rows_in(room_of(i), f), rows_at(unit, f / kTiles, f % kTiles));
+  }
+  // The rows of the first units, by way of registers: in a group behind those weights they would make the first turn wait for all of them.
+  // A lane reads what it has written itself.
+  __device__ __forceinline__ void put_first_rows() const {
+    uint2 held[kFirst][Rooms::kFragments] = {};
+    PACELINE_UNROLL
+    for (int i = 0; i < kFirst; ++i) {
       PACELINE_UNROLL
-      for (int block = 0; block < kBlocks; ++block)
-        Format::copy(block_in(i, block), blocks_ + block * block_bytes_ + unsigned(unit * kFormat.unit_bytes()), policy_);
-      if constexpr (Rooms::kHoldsRows) {
-        PACELINE_UNROLL
-        for (int f = 0; f < Rooms::kFragments; ++f) copy_small<8>(rows_in(room_of(i), f), rows_at(unit, f / kTiles, f % kTiles));
-      }
+      for (int f = 0; f < Rooms::kFragments; ++f)
+        if (warp_of() + i * kWarps < num_units_) held[i][f] = *rows_at(warp_of() + i * kWarps, f / kTiles, f % kTiles);
     }
-    commit_copies();
+    PACELINE_UNROLL
+    for (int i = 0; i < kFirst; ++i) {
+      PACELINE_UNROLL
+      for (int f = 0; f < Rooms::kFragments; ++f) *rows_in(room_of(i), f) = held[i][f];
+    }
   }
 
   __device__ __forceinline__ FragmentB rows_of(int i, int j, int tile) const {
