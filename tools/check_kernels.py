@@ -31,15 +31,11 @@ FAMILIES = ["accept", "attention", "cycle", "epilogues", "processors", "report",
 """A file each: one that is gone, or has no kernels any more, is a fault and not less to check."""
 
 LOCAL_BYTES = {
-    "nodes_kernel<unsigned short, false>": {"80": 72, "86": 72, "89": 72, "100": 16, "110": 16, "120": 16},
-    "nodes_kernel<float, true>": {"80": 8, "86": 8, "89": 8, "100": 16, "110": 16, "120": 16},
-    "skinny_kernel<(DType)1, 1, 1, AddResidual>": {"100": 8},
-    "skinny_kernel<(DType)5, 2, 4, Gate>": {"120": 8},
     "draw_kernel": {"80": 32, "86": 32, "89": 32, "100": 32, "110": 32, "120": 32},  # a frame, no spill
     "draw_pending_kernel": {"80": 48, "86": 48, "89": 48, "100": 48}}
 """Of local memory at most, by kernel and architecture: what is known, to be made less; anywhere else there is none."""
 
-INSTRUCTIONS = {"skinny_gemm": ["HMMA", "LDGSTS.E"], "attention": ["LDG.E.128"]}
+INSTRUCTIONS = {"skinny_gemm": ["HMMA", "LDGSTS.E"], "attention": ["HMMA", "LDSM", "LDG.E.128"]}
 """By family: in SASS. Tensor cores where products are made, loads of 16 bytes where memory is the limit."""
 
 

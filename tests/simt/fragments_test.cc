@@ -24,6 +24,20 @@ __global__ void multiply_add_kernel(const uint32_t* a, const uint32_t* b, float*
   for (int i = 0; i < 4; ++i) c[4 * lane + i] = sums.c[i];
 }
 
+// 32 rows of 8 values, 16 (matrix) + row and column in each; the warp names them as the rows of four matrices.
+__global__ void load_matrices_kernel(uint32_t* straight, uint32_t* transposed) {
+  cuda::take_turn();
+  auto* rows = cuda::shared_memory<uint16_t>();
+  const int lane = int(threadIdx.x);
+  for (int i = 0; i < 8; ++i) rows[8 * (31 - lane) + i] = uint16_t(lane * 256 + i);  // row 31 - lane holds what is named by `lane`
+  __syncthreads();
+  uint32_t to[4];
+  cuda::load_matrices<cuda::Matrices::straight>(rows + 8 * (31 - lane), to);
+  for (int m = 0; m < 4; ++m) straight[4 * lane + m] = to[m];
+  cuda::load_matrices<cuda::Matrices::transposed>(rows + 8 * (31 - lane), to);
+  for (int m = 0; m < 4; ++m) transposed[4 * lane + m] = to[m];
+}
+
 uint32_t pair_of(float low, float high) { return uint32_t(to_bf16(low)) | uint32_t(to_bf16(high)) << 16; }
 
 }  // namespace
@@ -65,6 +79,24 @@ TEST(fragments_are_those_of_the_manual) {
                 want.value);
         }
     }
+  });
+}
+
+// PTX manual, ldmatrix .x4: a lane's register m holds of matrix m, whose rows lanes 8 m to 8 m + 7 name, row lane / 4, elements
+// 2 (lane % 4) and the next; with .trans, column lane / 4, those rows.
+TEST(matrices_are_loaded_as_the_manual_says) {
+  for_each_order([](const std::string& order) {
+    Device<uint32_t> straight(128), transposed(128);
+    cuda::launch(load_matrices_kernel, dim3(1), 32, 32 * 8 * sizeof(uint16_t), stream(), straight.data(), transposed.data());
+    const auto got = straight.read(), turned = transposed.read();
+    for (uint32_t lane = 0; lane < 32; ++lane)
+      for (uint32_t m = 0; m < 4; ++m) {
+        const uint32_t line = lane / 4, pair = 2 * (lane % 4);
+        const uint32_t want = ((8 * m + line) * 256 + pair) | ((8 * m + line) * 256 + pair + 1) << 16;
+        const uint32_t want_turned = ((8 * m + pair) * 256 + line) | ((8 * m + pair + 1) * 256 + line) << 16;
+        CHECK(got[4 * lane + m] == want, order, ", lane ", lane, ", matrix ", m);
+        CHECK(turned[4 * lane + m] == want_turned, order, ", transposed, lane ", lane, ", matrix ", m);
+      }
   });
 }
 

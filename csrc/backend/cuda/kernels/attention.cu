@@ -40,9 +40,16 @@ __device__ __forceinline__ bool begin(const AttentionTask& task, const PageMemor
   return true;
 }
 
-// Four blocks to a multiprocessor: 128 registers a thread hold the states of the largest.
+// Four blocks to a multiprocessor: 128 registers a thread hold the states of the largest, but for what the compiler makes of it for
+// compute capability 8.0.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 800
+constexpr int kLargeBlocks = 3;
+#else
+constexpr int kLargeBlocks = 4;
+#endif
+
 template <int kTiles, int kColumns>
-__global__ void __launch_bounds__(kPageThreads, 4) bf16_kernel(AttentionTask task) {
+__global__ void __launch_bounds__(kPageThreads, kTiles * kColumns < 4 ? 4 : kLargeBlocks) bf16_kernel(AttentionTask task) {
   const PageMemory memory{shared_memory<unsigned char>(), task.room};
   Tile tile;
   if (begin<bf16>(task, memory, tile)) walk(task, tile, Bf16Work<kTiles, kColumns>(task, tile, memory));
@@ -50,7 +57,7 @@ __global__ void __launch_bounds__(kPageThreads, 4) bf16_kernel(AttentionTask tas
 
 // As many blocks as registers hold without spilling; those of many queries fill the shared memory by twos anyway.
 template <bool IsFew>
-__global__ void __launch_bounds__(kPageThreads, IsFew ? 4 : 2) fp32_kernel(AttentionTask task) {
+__global__ void __launch_bounds__(kPageThreads, IsFew ? 3 : 2) fp32_kernel(AttentionTask task) {
   const PageMemory memory{shared_memory<unsigned char>(), task.room};
   Tile tile;
   if (!begin<float>(task, memory, tile)) return;
