@@ -36,6 +36,11 @@ __global__ void load_matrices_kernel(uint32_t* straight, uint32_t* transposed) {
   for (int m = 0; m < 4; ++m) straight[4 * lane + m] = to[m];
   cuda::load_matrices<cuda::Matrices::transposed>(rows + 8 * (31 - lane), to);
   for (int m = 0; m < 4; ++m) transposed[4 * lane + m] = to[m];
+// A thread for each two integers.
+__global__ void integers_kernel(uint32_t* pairs) {
+  cuda::take_turn();
+  const uint32_t first = threadIdx.x / 16, second = threadIdx.x % 16;
+  pairs[threadIdx.x] = cuda::subtract_pairs((first | second << 16) | 0x43004300u, 0x43084308u);
 }
 
 uint32_t pair_of(float low, float high) { return uint32_t(to_bf16(low)) | uint32_t(to_bf16(high)) << 16; }
@@ -101,9 +106,12 @@ TEST(matrices_are_loaded_as_the_manual_says) {
 }
 
 TEST(exact_integers_of_all_values) {
+  Device<uint32_t> d_pairs(256);
+  cuda::launch(integers_kernel, dim3(1), 256, 0, stream(), d_pairs.data());
+  const std::vector<uint32_t> pairs = d_pairs.read();
   for (int first = 0; first < 16; ++first)
     for (int second = 0; second < 16; ++second) {
-      const uint32_t pair = cuda::subtract_pairs((uint32_t(first) | uint32_t(second) << 16) | 0x43004300u, 0x43084308u);
+      const uint32_t pair = pairs[first * 16 + second];
       CHECK(from_bf16(bf16(pair)) == float(first - 8) && from_bf16(bf16(pair >> 16)) == float(second - 8), first, ", ", second);
     }
 }
