@@ -24,18 +24,20 @@ __global__ void multiply_add_kernel(const uint32_t* a, const uint32_t* b, float*
   for (int i = 0; i < 4; ++i) c[4 * lane + i] = sums.c[i];
 }
 
-// 32 rows of 8 values, 16 (matrix) + row and column in each; the warp names them as the rows of four matrices.
+// 32 rows of 8 values that say which lane names the row, and the column; lanes name them from the last up.
 __global__ void load_matrices_kernel(uint32_t* straight, uint32_t* transposed) {
   cuda::take_turn();
   auto* rows = cuda::shared_memory<uint16_t>();
   const int lane = int(threadIdx.x);
-  for (int i = 0; i < 8; ++i) rows[8 * (31 - lane) + i] = uint16_t(lane * 256 + i);  // row 31 - lane holds what is named by `lane`
+  for (int i = 0; i < 8; ++i) rows[8 * (31 - lane) + i] = uint16_t(lane * 256 + i);
   __syncthreads();
   uint32_t to[4];
   cuda::load_matrices<cuda::Matrices::straight>(rows + 8 * (31 - lane), to);
   for (int m = 0; m < 4; ++m) straight[4 * lane + m] = to[m];
   cuda::load_matrices<cuda::Matrices::transposed>(rows + 8 * (31 - lane), to);
   for (int m = 0; m < 4; ++m) transposed[4 * lane + m] = to[m];
+}
+
 // A thread for each two integers.
 __global__ void integers_kernel(uint32_t* pairs) {
   cuda::take_turn();
