@@ -26,13 +26,13 @@ __device__ __forceinline__ void for_each_id(const NoiseAddress& at, int n, Body 
   for (int id = first + 4 * int(threadIdx.x); id < end; id += 4 * kSweepThreads) {
     const PhiloxWords high = noise_words(at, uint32_t(id) >> 2, 0);
     for (int j = 0; j < 4; ++j)
-      if (id + j < end) body(id + j, high.word[j]);
+      if (id + j < end) body(id + j, word_of(high, uint32_t(j)));
   }
 }
 
 // A race that starts with the argmax; by the whole block.
 __device__ __forceinline__ Race start_race(const ProcessedRow& row, const NoiseAddress& at, DrawRoom* room) {
-  if (threadIdx.x == 0) room->exponential = exponential_at(at, uint32_t(row.argmax));
+  if (threadIdx.x == 0) room->exponential = exponential(at, uint32_t(row.argmax), high_word(at, uint32_t(row.argmax)));
   __syncthreads();  // there before it is read
   Race race{row, at, 0.0f, 0.0, {0.0, 0}};
   race.start(room->exponential);

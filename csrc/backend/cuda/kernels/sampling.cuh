@@ -79,8 +79,15 @@ __device__ __forceinline__ bool contends(uint32_t high, float rough_weight, doub
   return float(high) * (0.9999f * 0x1p-32f) <= float(best) * 1.001f * rough_weight;
 }
 
+// By name: for the sake of an index all four would lie in memory.
+__device__ __forceinline__ uint32_t word_of(const PhiloxWords& words, uint32_t i) {
+  const uint32_t low = i & 1 ? words.word[1] : words.word[0], high = i & 1 ? words.word[3] : words.word[2];
+  return i & 2 ? high : low;
+}
+
+__device__ __forceinline__ uint32_t high_word(const NoiseAddress& at, uint32_t id) { return word_of(noise_words(at, id >> 2, 0), id & 3); }
 __device__ __forceinline__ double exponential(const NoiseAddress& at, uint32_t id, uint32_t high) {
-  return exponential_of(high, noise_words(at, id >> 2, 1).word[id & 3]);
+  return exponential_of(high, word_of(noise_words(at, id >> 2, 1), id & 3));
 }
 
 // argmax of fma(T, Gumbel, l - l_max) over the survivors, as one thread sees it.
