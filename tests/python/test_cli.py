@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -120,9 +121,14 @@ def test_a_reader_that_leaves_is_no_error():
 
 
 def test_ctrl_c_ends_it_quietly():
-    process = subprocess.Popen([sys.executable, "-m", "paceline", "generate", "-"], stdin=subprocess.PIPE, stderr=subprocess.PIPE)
-    time.sleep(1.5)  # it waits for its prompt
-    os.kill(process.pid, 2)
-    assert process.wait(60) == 130 and process.stderr.read() == b""
-    process.stdin.close()
-    process.stderr.close()
+    def listen() -> None:  # whoever runs the tests in the background has them ignore it
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen([sys.executable, "-m", "paceline", "generate", "-"], stdin=subprocess.PIPE, stderr=subprocess.PIPE,
+                          preexec_fn=listen) as process:
+        time.sleep(3)  # it waits for its prompt
+        process.send_signal(signal.SIGINT)
+        try:
+            assert process.wait(60) == 130 and process.stderr.read() == b""
+        finally:
+            process.kill()
