@@ -38,6 +38,9 @@ LOCAL_BYTES = {
 INSTRUCTIONS = {"skinny_gemm": ["HMMA", "LDGSTS.E"], "attention": ["HMMA", "LDSM", "LDG.E.128"]}
 """By family: in SASS. Tensor cores where products are made, loads of 16 bytes where memory is the limit."""
 
+WAIT = "ACQBULK"
+"""In every kernel: kernels overlap, so that each must wait for those before it (ptx.cuh)."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Usage:
@@ -160,10 +163,11 @@ def too_much(found: Found, limits: dict[tuple[str, str], int]) -> list[str]:
 
 def missing_instructions(found: Found) -> list[str]:
     wrong = []
-    for family, needed in INSTRUCTIONS.items():
+    for family in FAMILIES:
         if found.get(family):
             code = run(cuobjdump(), "-sass", "-arch", SHOWN, OBJECTS / (family + ".o"))
-            wrong += [f"{family}: no {instruction} in its code" for instruction in needed if instruction not in code]
+            wrong += [f"{family}: no {instruction} in its code" for instruction in INSTRUCTIONS.get(family, []) if instruction not in code]
+            wrong += [f"{family}: {each.split()[0]} has no {WAIT}" for each in code.split("Function : ")[1:] if WAIT not in each]
     return wrong
 
 

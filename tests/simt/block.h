@@ -148,7 +148,8 @@ class Block {
     body_ = &grid.body;
     size_ = grid.blocks;
     index_ = {unsigned(number % size_.x), unsigned(number / size_.x % size_.y), unsigned(number / size_.x / size_.y)};
-    shared_ = std::vector<unsigned char>(grid.shared_bytes, 0xCB);  // exactly as long as asked for, and garbage
+    const unsigned char garbage = schedule().order == Order::reverse ? 0xFF : 0xCB;  // NaN, or a number that shows
+    shared_ = std::vector<unsigned char>(grid.shared_bytes, garbage);               // exactly as long as asked for
     fibers_.assign(grid.threads, {});
     warps_.assign((grid.threads + 31) / 32, {});
     at_barrier_ = 0, alive_ = grid.threads, is_early_ = false, failure_.clear();

@@ -53,7 +53,8 @@ cudaError_t cudaSetDevice(int device) {
   simt::use_device();
   return cudaSuccess;
 }
-cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** function, unsigned, unsigned long long, cudaDriverEntryPointQueryResult* found) {
+cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** function, unsigned, unsigned long long,
+                                             cudaDriverEntryPointQueryResult* found) {
   const std::string wanted = name;
   *function = wanted == "cuCtxGetCurrent"   ? reinterpret_cast<void*>(simt::get_current)
               : wanted == "cuCtxSetCurrent" ? reinterpret_cast<void*>(simt::set_current)
