@@ -148,7 +148,7 @@ void CudaBackend::reserve(Buffer& buffer, size_t bytes) {
 // The counter lives in shared memory: the host watches it instead of waiting for the stream, and asks the stream only now and then
 // whether it still lives.
 void CudaBackend::wait_for(const int64_t* counter, int64_t value) {
-  constexpr int kLooks = 1024;  // some ten microseconds
+  constexpr int kLooks = 1024;  // tens of microseconds, with a pause after each
   const auto reached = [&] { return __atomic_load_n(counter, __ATOMIC_ACQUIRE) >= value; };
   while (true) {
     for (int look = 0; look < kLooks; ++look) {
