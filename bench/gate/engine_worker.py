@@ -144,9 +144,13 @@ def decoded(engine, prompts, tokens, tau):
     requests = [engine.stream(prompt, max_tokens=tokens if prompt is prompts[-1] else most, ignore_eos=True, num_speculative_tokens=tau)
                 for prompt in prompts]
     texts, drafting, window, over = [[] for _ in requests], [-1] * len(requests), [], False  # window: (time, tokens) of each cycle's end
-    while not requests[-1].ended:
+    stats = None
+    while stats is None:
         emitted, chunks = 0, [(len(requests) - 1, next(requests[-1]))]
-        chunks += [(i, next(request)) for i, request in enumerate(requests[:-1]) for _ in range(len(request.outputs))]
+        stats = chunks[0][1].stats
+        for i, request in enumerate(requests[:-1]):
+            while request.ready():
+                chunks.append((i, next(request)))
         for i, chunk in chunks:
             texts[i] += chunk.token_ids
             drafting[i] = chunk.num_draft_tokens
@@ -155,9 +159,8 @@ def decoded(engine, prompts, tokens, tau):
             window.append((time.perf_counter(), emitted))
         else:
             over = bool(window)
-        stats = chunks[0][1].stats
     for request in requests:
-        request.close()
+        request.cancel()
     if len(window) < 4:
         raise RuntimeError(f"a text of {tokens} tokens is too short to be timed at tau {tau}")
     (start, _), *cycles = window[2:]  # two cycles are under way when the drafts begin

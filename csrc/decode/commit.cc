@@ -11,6 +11,7 @@ void Scheduler::commit(Sequence& sequence, std::vector<Output>& outputs) {
   const CycleResult& result = cycle_.result(slot);
   Output& output = outputs.emplace_back();
   output.request = sequence.id;
+  output.cycles = 1;
   FinishReason reason = FinishReason::none;
   if (result.finish == kStopToken) reason = FinishReason::stop;
   if (result.finish == kLengthLimit) reason = FinishReason::length;

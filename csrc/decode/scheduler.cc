@@ -72,20 +72,32 @@ void Scheduler::check(const std::vector<int32_t>& prompt, const RequestParams& p
                                 " do not fit into kv_cache_tokens = ", room, ": raise kv_cache_tokens in Engine(...)"));
 }
 
-int64_t Scheduler::add(const std::vector<int32_t>& prompt, const RequestParams& params) {
+// Tokens it has at most, once it ends.
+int Scheduler::end_length(int prompt_length, const RequestParams& params) const {
+  const int most = std::min(options_.max_model_len, options_.kv_cache_tokens);
+  return params.max_tokens > 0 ? std::min(most, prompt_length + params.max_tokens) : most;
+}
+
+Demand Scheduler::demand(int prompt_length, const RequestParams& params) const {
+  const int end = end_length(prompt_length, params);
+  return {1, target_.cache().pages().pages_for(end), draft_ ? draft_->cache().pages().pages_for(std::min(end, draft_->max_len())) : 0};
+}
+
+Demand Scheduler::capacity() const {
+  return {options_.max_num_seqs, target_.cache().pages().num_pages(), draft_ ? draft_->cache().pages().num_pages() : 0};
+}
+
+int64_t Scheduler::add(std::vector<int32_t> prompt, RequestParams params) {
   check(prompt, params);
-  const int length = int(prompt.size()), limit = options_.max_model_len, room = options_.kv_cache_tokens;
   auto sequence = std::make_unique<Sequence>();
   sequence->id = next_id_++;
-  sequence->params = params;
-  sequence->tokens = prompt;
-  sequence->prompt_length = length;
-  sequence->end_length = std::min(limit, room);
-  if (params.max_tokens > 0) sequence->end_length = std::min(sequence->end_length, length + params.max_tokens);
-  sequence->tokens.reserve(sequence->end_length);
-  sequence->target_pages = target_.cache().pages().pages_for(sequence->end_length);
-  if (draft_) sequence->draft_pages = draft_->cache().pages().pages_for(std::min(sequence->end_length, draft_->max_len()));
+  sequence->prompt_length = int(prompt.size());
+  sequence->end_length = end_length(sequence->prompt_length, params);
+  sequence->demand = demand(sequence->prompt_length, params);
   sequence->stops = StopStrings(params.stop);
+  sequence->params = std::move(params);
+  sequence->tokens = std::move(prompt);
+  sequence->tokens.reserve(sequence->end_length);
   sequence->added = Clock::now();
   waiting_.push_back(std::move(sequence));
   return waiting_.back()->id;
@@ -117,8 +129,7 @@ void Scheduler::admit() {
     Sequence& next = *waiting_.front();
     const auto slot = std::find(slot_taken_.begin(), slot_taken_.end(), false);
     if (slot == slot_taken_.end()) return;
-    if (promised_target_ + next.target_pages > target_.cache().pages().num_pages()) return;
-    if (draft_ && promised_draft_ + next.draft_pages > draft_->cache().pages().num_pages()) return;
+    if (!(promised_ + next.demand).fits(capacity())) return;
     enter(next, int(slot - slot_taken_.begin()));
     active_.push_back(std::move(waiting_.front()));
     waiting_.pop_front();
@@ -128,8 +139,7 @@ void Scheduler::admit() {
 void Scheduler::enter(Sequence& sequence, int slot) {
   sequence.slot = slot;
   slot_taken_[slot] = true;
-  promised_target_ += sequence.target_pages;
-  promised_draft_ += sequence.draft_pages;
+  promised_ += sequence.demand;
   cycle_.start(slot, slot_params(sequence.params, sequence.prompt_length, sequence.end_length), sequence.tokens);
 }
 
@@ -139,8 +149,7 @@ void Scheduler::leave(Sequence& sequence) {
   cycle_.set_running(sequence.slot, false);
   target_.cache().truncate(sequence.slot, 0);
   if (draft_) draft_->cache().truncate(sequence.slot, 0);
-  promised_target_ -= sequence.target_pages;
-  promised_draft_ -= sequence.draft_pages;
+  promised_ -= sequence.demand;
   slot_taken_[sequence.slot] = false;
   sequence.slot = -1;
 }
@@ -176,6 +185,7 @@ void Scheduler::prefill(bool draft) {
   backend_.synchronize();
   for (Sequence* sequence : fed) {
     sequence->stats.prefill_time += seconds_since(start);
+    ++sequence->stats.num_prefill_passes;
     if (draft) cycle_.set_draft_cached(sequence->slot, sequence->draft_cached);
     else cycle_.set_target_cached(sequence->slot, sequence->target_cached);
   }

@@ -33,7 +33,10 @@ class Scheduler {
   // Throws what add would: std::invalid_argument, or CapacityError when it can never fit.
   void check(const std::vector<int32_t>& prompt, const RequestParams& params) const;
   // Queue a request; its id.
-  int64_t add(const std::vector<int32_t>& prompt, const RequestParams& params);
+  int64_t add(std::vector<int32_t> prompt, RequestParams params);
+  // Of a request that `check` let pass: the most it can ever hold.
+  Demand demand(int prompt_length, const RequestParams& params) const;
+  Demand capacity() const;
   // The request ends at the next step, with what it has. Unknown or finished ids are ignored.
   void cancel(int64_t id);
   // One cycle for the present set. Every request that got tokens or ended has an entry.
@@ -41,6 +44,7 @@ class Scheduler {
   // Of all requests that have finished.
   const RequestStats& stats() const { return stats_; }
   bool idle() const { return waiting_.empty() && active_.empty(); }
+  int waiting() const { return int(waiting_.size()); }  // not admitted yet
 
   // [drafts + 1, target vocab] log-softmax of the raw logits, row t conditioned on prefix and drafts[0, t). prefix not empty.
   std::vector<float> verify(const std::vector<int32_t>& prefix, const std::vector<int32_t>& drafts);
@@ -49,6 +53,7 @@ class Scheduler {
 
  private:
   int vocab_limit() const { return cycle_.limits().vocab_limit; }
+  int end_length(int prompt_length, const RequestParams& params) const;
   int wanted_tau(const Sequence& sequence) const;
   bool can_draft(const Sequence& sequence) const;
   void admit();
@@ -80,7 +85,7 @@ class Scheduler {
   };
   std::deque<Flight> flights_;                      // cycles under way, oldest first
   RequestStats stats_;
-  int promised_target_ = 0, promised_draft_ = 0;    // pages
+  Demand promised_;                                 // to all that are active
   int64_t next_id_ = 1, cycles_launched_ = 0;
 };
 

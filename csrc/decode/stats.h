@@ -10,6 +10,7 @@ struct RequestStats {
   int64_t num_requests = 0;  // that have finished
   int64_t num_cycles = 0, num_draft_tokens = 0, num_accepted_draft_tokens = 0, num_emitted_tokens = 0;
   std::vector<int64_t> drafted_per_position, accepted_per_position;  // index = place in the cycle
+  int64_t num_prefill_passes = 0;  // that fed it
   double prefill_time = 0, time_to_first_token = 0, draft_time = 0, verify_time = 0, sample_time = 0, decode_time = 0;  // seconds, summed
 
   void count_cycle(int tau, int accepted, int emitted) {
@@ -33,6 +34,7 @@ struct RequestStats {
       drafted_per_position[i] += other.drafted_per_position[i];
       accepted_per_position[i] += other.accepted_per_position[i];
     }
+    num_prefill_passes += other.num_prefill_passes;
     prefill_time += other.prefill_time;
     time_to_first_token += other.time_to_first_token;
     draft_time += other.draft_time;

@@ -1,6 +1,5 @@
 """The compiled core. Private: paceline.Engine is the public face. Conversions only, no logic."""
 
-from collections import deque
 from collections.abc import Sequence
 from typing import Literal, final
 
@@ -107,6 +106,7 @@ class RequestStats:
     num_emitted_tokens: int
     drafted_per_position: list[int]
     accepted_per_position: list[int]
+    num_prefill_passes: int
     prefill_time: float
     time_to_first_token: float
     draft_time: float
@@ -116,12 +116,12 @@ class RequestStats:
 
 @final
 class Output:
-    """What one step gave one request."""
+    """What one cycle gave one request, or several cycles."""
 
-    request: int
     token_ids: list[int]
     logprobs: list[float]
     top_logprobs: list[list[tuple[int, float]]]
+    cycles: int
     tau: int
     accepted: int
     verify_time: float
@@ -135,12 +135,37 @@ class Output:
     draft_kv_hashes: list[int]
 
 @final
+class Bell:
+    """Rings when submissions have something new: `descriptor` becomes readable."""
+
+    def __init__(self) -> None: ...
+    @property
+    def descriptor(self) -> int: ...
+    def rung(self) -> list[int]:
+        """Serials since the last call; empty although it rang: any."""
+
+@final
+class Submission:
+    """A request of the engine thread. Dropping it cancels it."""
+
+    @property
+    def serial(self) -> int: ...
+    def take(self, whole: bool, timeout: float | None) -> Output | None:
+        """The next output, or all that are left in one once the last is there. None: not within `timeout` seconds, or nothing is left."""
+
+    def ready(self) -> bool: ...
+    def done(self) -> bool: ...
+    def cancel(self) -> None: ...
+    def ring(self, bell: Bell, whole: bool) -> None: ...
+
+def interpreter_ends() -> None:
+    """From now on calls of other threads that would fail stay where they are."""
+
+@final
 class Engine:
-    def __init__(self, backend: Backend, target: Weights, draft: Weights | None, options: EngineOptions) -> None: ...
+    def __init__(self, backend: Backend, target: Weights, draft: Weights | None, options: EngineOptions, max_queue: int) -> None: ...
     def check(self, prompt: Sequence[int], params: RequestParams) -> None: ...
-    def add(self, prompt: Sequence[int], params: RequestParams) -> int: ...
-    def cancel(self, request: int) -> None: ...
-    def step(self, outputs: dict[int, deque[Output]]) -> None: ...
+    def submit(self, wanted: Sequence[tuple[Sequence[int], RequestParams]]) -> list[Submission]: ...
     def stats(self) -> RequestStats: ...
     def verify(self, prefix: Sequence[int], drafts: Sequence[int]) -> NDArray[np.float32]: ...
     def profile(self, on: bool) -> None: ...

@@ -49,6 +49,7 @@ class Settings:
     acceptance: str
     max_model_len: int
     max_num_seqs: int
+    max_queue: int
     kv_cache_tokens: int
     weights_cache: Path | None
     vocab_size: int
@@ -93,18 +94,19 @@ class Settings:
             "architecture": self.target.architecture, "tokenizer": self.tokenizer.source if self.tokenizer else None, "dtype": self.dtype,
             "draft_dtype": self.draft_dtype if self.draft else None, "kv_dtype": self.kv_dtype,
             "num_speculative_tokens": self.num_speculative_tokens, "acceptance": self.acceptance, "max_model_len": self.max_model_len,
-            "max_num_seqs": self.max_num_seqs, "kv_cache_tokens": self.kv_cache_tokens, "vocab_size": self.vocab_size,
+            "max_num_seqs": self.max_num_seqs, "max_queue": self.max_queue, "kv_cache_tokens": self.kv_cache_tokens, "vocab_size": self.vocab_size,
             "weights_cache": str(self.weights_cache) if self.weights_cache else None,
             "eos_token_ids": self.target.eos_token_ids, "notes": self.notes}
 
 
 def resolve(*, target: PathLike, draft: PathLike | None, tokenizer: PathLike | tokenizers.Tokenizer | None, device: str, dtype: str,
             draft_dtype: str, kv_dtype: str, num_speculative_tokens: int | str, acceptance: str, max_model_len: int | None,
-            max_num_seqs: int, kv_cache_tokens: int | None, num_threads: int | None, weights_cache: PathLike | None) -> Settings:
+            max_num_seqs: int, max_queue: int, kv_cache_tokens: int | None, num_threads: int | None, weights_cache: PathLike | None) -> Settings:
     notes: list[str] = []
     _one_of("device", device, get_args(Device))
     _one_of("acceptance", acceptance, get_args(AcceptanceRule))
     num_seqs = _integer("max_num_seqs", max_num_seqs, 1, 256)
+    queue = _integer("max_queue", max_queue, 0)
     threads = 0 if num_threads is None else _integer("num_threads", num_threads, 1, 1024)
     tau = _tau(num_speculative_tokens, draft is not None)
     cache = default_directory() if weights_cache == "auto" else None if weights_cache is None else _path("weights_cache", weights_cache, _CACHE)
@@ -128,7 +130,7 @@ def resolve(*, target: PathLike, draft: PathLike | None, tokenizer: PathLike | t
     free = backend.free_bytes() - sum(weight_bytes(config, of) for config, of in models) if kind == "cuda" else available_memory()
     return Settings(
         target=target_files, draft=draft_files, tokenizer=words, dtype=target_dtype, draft_dtype=drafts_dtype, kv_dtype=kv,
-        num_speculative_tokens=tau, acceptance=acceptance, max_model_len=length, max_num_seqs=num_seqs,
+        num_speculative_tokens=tau, acceptance=acceptance, max_model_len=length, max_num_seqs=num_seqs, max_queue=queue,
         kv_cache_tokens=_kv_cache_tokens(kv_cache_tokens, num_seqs, length, per_position, max(0, free), notes),
         weights_cache=cache, vocab_size=_vocab_size(target_files, words), notes=tuple(notes),
         profile_cycles=profile_cycles(), device=kind, backend=backend)

@@ -34,6 +34,8 @@ class Stats:
     drafted_per_position: tuple[int, ...]
     """How many cycles drafted a token at each place of the cycle."""
     accepted_per_position: tuple[int, ...]
+    num_prefill_passes: int
+    """That fed prompts, to the target or to the draft; one that feeds several requests counts for each."""
     prefill_time: float
     time_to_first_token: float
     """From the request to its first token, waiting included; the mean when there are several requests."""
@@ -65,20 +67,24 @@ class Stats:
         return cls(
             num_requests=core.num_requests, num_cycles=core.num_cycles, num_tokens=core.num_emitted_tokens, num_draft_tokens=core.num_draft_tokens,
             num_accepted_draft_tokens=core.num_accepted_draft_tokens, drafted_per_position=tuple(core.drafted_per_position),
-            accepted_per_position=tuple(core.accepted_per_position), prefill_time=core.prefill_time,
+            accepted_per_position=tuple(core.accepted_per_position),
+            num_prefill_passes=core.num_prefill_passes, prefill_time=core.prefill_time,
             time_to_first_token=core.time_to_first_token / max(1, core.num_requests), draft_time=core.draft_time, verify_time=core.verify_time,
             sample_time=core.sample_time, decode_time=core.decode_time)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
-    """What one cycle gave a stream. The texts of all chunks joined are the text of the result."""
+    """What a cycle gave a request, or several cycles where the consumer is far behind. The texts of all chunks joined are the text of the
+    result."""
 
     text: str
     """Whole characters only; what may still become a stop string is held back."""
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...] | None
     """One per token, when asked for."""
+    num_cycles: int
+    """1; more for a consumer who was 64 chunks behind; 0 for the end of a cancelled request."""
     num_draft_tokens: int
     num_accepted_draft_tokens: int
     verify_time: float

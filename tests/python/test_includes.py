@@ -1,4 +1,4 @@
-"""Includes run one way: module.cc -> engine -> decode -> model -> backend.h -> core, with math beside core."""
+"""Includes run one way: module.cc -> async -> engine -> decode -> model -> backend.h -> core, with math beside core."""
 
 import pathlib
 import re
@@ -20,7 +20,8 @@ MAY_INCLUDE = {
     "model/": (*BELOW_BACKEND, "model/"),
     "decode/": (*BELOW_BACKEND, "model/", "decode/"),
     "engine.": (*BELOW_BACKEND, "model/", "decode/", "engine.h"),
-    "python/": (*BELOW_BACKEND, "model/", "decode/", "engine.h"),
+    "async/": (*BELOW_BACKEND, "model/", "decode/", "engine.h", "async/"),
+    "python/": (*BELOW_BACKEND, "model/", "decode/", "engine.h", "async/"),
 }
 
 # Kernels are compiled once per instruction level. A template or inline function of the standard library would be emitted by
