@@ -12,7 +12,7 @@ namespace paceline {
 bool Call::wait(std::chrono::nanoseconds at_most) {
   process_.check();
   std::unique_lock lock(mutex_);
-  changed_.wait_for(lock, at_most, [&] { return done_; });
+  changed_->wait_for(lock, at_most, [&] { return done_; });
   if (done_ && cause_) std::rethrow_exception(cause_);
   return done_;
 }
@@ -33,7 +33,7 @@ void Call::finish(std::exception_ptr cause) noexcept {
   if (done_) return;
   done_ = true;
   cause_ = std::move(cause);
-  changed_.notify_all();
+  changed_->notify_all();
 }
 
 EngineThread::EngineThread(std::shared_ptr<Engine> engine, int max_queue) : engine_(std::move(engine)), max_queue_(max_queue) {
@@ -88,7 +88,7 @@ std::vector<std::shared_ptr<Submission>> EngineThread::submit(std::vector<Wanted
     inbox_.push_back({each, nullptr});
     ++coming_;
   }
-  changed_.notify_one();
+  changed_->notify_one();
   return submissions;
 }
 
@@ -104,7 +104,7 @@ std::shared_ptr<Call> EngineThread::call(std::function<void(Engine&)> body) {
   const std::lock_guard lock(mutex_);
   check_alive();
   inbox_.push_back({nullptr, call});
-  changed_.notify_one();
+  changed_->notify_one();
   return call;
 }
 
@@ -122,7 +122,7 @@ void EngineThread::close() {
   {
     const std::lock_guard lock(mutex_);
     stopping_ = true;
-    changed_.notify_one();
+    changed_->notify_one();
   }
   thread_.join();
   end_all(std::make_exception_ptr(std::runtime_error("[Engine] the engine is closed")));
@@ -156,7 +156,7 @@ void EngineThread::work() noexcept {
 bool EngineThread::wait_for_work() {
   const bool idle = engine_->idle();
   std::unique_lock lock(mutex_);
-  changed_.wait(lock, [&] { return stopping_ || !idle || !inbox_.empty(); });
+  changed_->wait(lock, [&] { return stopping_ || !idle || !inbox_.empty(); });
   std::swap(jobs_, inbox_);
   return !stopping_;
 }

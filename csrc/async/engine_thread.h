@@ -30,7 +30,7 @@ class Call {
   const Process process_;
   std::function<void(Engine&)> body_;
   std::mutex mutex_;
-  std::condition_variable changed_;
+  Condition changed_;
   bool done_ = false;
   std::exception_ptr cause_;
 };
@@ -82,7 +82,7 @@ class EngineThread {
   std::map<int64_t, std::shared_ptr<Submission>> by_request_;  // and this: what the engine works on
 
   mutable std::mutex mutex_;  // of what follows
-  std::condition_variable changed_;
+  Condition changed_;
   std::deque<Job> inbox_;
   std::unordered_set<std::shared_ptr<Submission>> unfinished_;
   Demand taken_;         // by all unfinished

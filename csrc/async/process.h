@@ -4,6 +4,9 @@
 
 #include <unistd.h>
 
+#include <condition_variable>
+#include <memory>
+
 #include "core/error.h"
 
 namespace paceline {
@@ -17,6 +20,20 @@ class Process {
 
  private:
   int made_in_ = getpid();
+};
+
+// A condition variable that a child may destroy while threads of the parent wait on it: the C library would wait for them to leave, and the
+// child has none of them.
+class Condition {
+ public:
+  ~Condition() {
+    if (process_.is_child()) static_cast<void>(changed_.release());
+  }
+  std::condition_variable* operator->() { return changed_.get(); }
+
+ private:
+  const Process process_;
+  std::unique_ptr<std::condition_variable> changed_ = std::make_unique<std::condition_variable>();
 };
 
 }  // namespace paceline

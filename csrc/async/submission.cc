@@ -15,7 +15,7 @@ std::optional<Output> Submission::take(Until until, std::chrono::nanoseconds at_
   std::unique_lock lock(mutex_);
   if (!may_take(until) && at_most.count() > 0) {
     takers_ += until == Until::something;
-    changed_.wait_for(lock, at_most, [&] { return may_take(until); });
+    changed_->wait_for(lock, at_most, [&] { return may_take(until); });
     takers_ -= until == Until::something;
   }
   if (!may_take(until)) return std::nullopt;
@@ -71,7 +71,7 @@ void Submission::fail(std::exception_ptr cause) noexcept {
 }
 
 void Submission::announce(bool end) {
-  if (end || takers_) changed_.notify_all();
+  if (end || takers_) changed_->notify_all();
   if (bell_ && (end || bell_for_ == Until::something)) bell_->ring(serial);
 }
 

@@ -6,7 +6,6 @@
 
 #include <atomic>
 #include <chrono>
-#include <condition_variable>
 #include <deque>
 #include <memory>
 #include <mutex>
@@ -55,7 +54,7 @@ class Submission {
 
   const Process process_;
   mutable std::mutex mutex_;
-  std::condition_variable changed_;
+  Condition changed_;
   std::deque<Output> unread_;
   bool last_ = false;           // the last output has been put
   std::exception_ptr cause_;    // or this ended it

@@ -1,6 +1,7 @@
 """Threads, fork, signals, interpreter exit: an engine in somebody's process."""
 
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -91,7 +92,7 @@ import os, signal, sys, threading, time, paceline
 signal.signal(signal.SIGINT, signal.default_int_handler)
 engine = paceline.Engine(*paceline.demo_pair(), num_threads=2)
 want = engine.generate("import ", max_tokens=50).token_ids
-kind, late, worst = sys.argv[1], 0, 0.0
+kind, waited = sys.argv[1], []
 for i in range(25):
     delay = 0.002 + 0.003 * (i % 9)
     sent = []
@@ -114,10 +115,10 @@ for i in range(25):
             else:
                 paceline.Engine(*paceline.demo_pair(), num_threads=2).close()
     except KeyboardInterrupt:
-        worst = max(worst, time.monotonic() - sent[0])
+        waited.append(time.monotonic() - sent[0])
     thread.join()
     assert engine.generate("import ", max_tokens=50).token_ids == want
-print("interrupted", round(worst, 3))
+print("interrupted", sorted(waited)[len(waited) // 2])
 assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 """
 
@@ -125,10 +126,10 @@ assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 @pytest.mark.parametrize("kind", ["generate", "stream", "batch", "verify", "load"])
 def test_ctrl_c(kind):
     done = run(INTERRUPTED, kind)
-    word, worst = (done.stdout.split() + ["", "inf"])[:2]
+    word, median = (done.stdout.split() + ["", "inf"])[:2]
     assert (word, done.returncode) == ("interrupted", 0), done.stderr
     if kind != "load":  # the tokenizers library reads its file in one call
-        assert float(worst) < 2.0  # 50 ms and a cycle; the rest is room for a machine that others use too
+        assert float(median) < 1.0  # 50 ms and a cycle; the rest is room for a machine that others use too
 
 
 # ---------------------------------------------------------------------------------------------------- fork
@@ -244,6 +245,7 @@ def test_signals_are_the_programs_own():
     before = set(os.listdir("/proc/self/task"))
     with Engine(*demo_pair(), num_threads=2, warmup=False):
         ours = set(os.listdir("/proc/self/task")) - before
-        masks = [next(line for line in open(f"/proc/self/task/{task}/status") if line.startswith("SigBlk:")).split()[1] for task in ours]
+        status = [pathlib.Path(f"/proc/self/task/{task}/status").read_text() for task in ours]
+        masks = [text.split("SigBlk:")[1].split()[0] for text in status]
         blockable = sum(1 << (number - 1) for number in signal.valid_signals() if number not in (signal.SIGKILL, signal.SIGSTOP))
         assert len(masks) == 2 and all(int(mask, 16) & blockable == blockable for mask in masks)
