@@ -110,6 +110,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self.budget.weigh(value)
         return value
 
+    def sliced(self, value: Any, first: int | None, last: int | None, step: int | None) -> Any:
+        self.budget.spend(len(value) if isinstance(value, str) else ELEMENT * len(value))
+        return value[first:last:step]
+
     def concatenated(self, *values: Any) -> str:
         self.budget.check_join(values, "")
         return "".join(map(str, values))
@@ -123,13 +127,13 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: B902 (kwargs may have any name)
         of = getattr(__obj, "__self__", None)
         if of is __self:  # what was put into the template, and `range`
-            return __obj(*args, **kwargs)
+            return __obj(*args, **_own(kwargs))
         budget = __self.budget
         budget.tick()
         if isinstance(__obj, types.BuiltinMethodType) and not isinstance(of, types.ModuleType):
-            if not check_method(budget, of, __obj.__name__, args, kwargs):
+            if not check_method(budget, of, __obj.__name__, args, _own(kwargs)):
                 raise SecurityError(f"{__obj.__name__} of {type(of).__name__} may not be called")
-            return __obj(*args, **kwargs)
+            return __obj(*args, **_own(kwargs))
         if isinstance(__obj, (Macro, LoopContext)):
             budget.enter_macro()
             try:
@@ -146,9 +150,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
     def getitem(self, obj: Any, argument: Any) -> Any:
-        if isinstance(argument, slice):
-            self.budget.spend(len(obj) if isinstance(obj, str) else ELEMENT * len(obj))
-        elif not isinstance(argument, (str, int)):
+        if not isinstance(argument, (str, int)):
             self.budget.weigh(argument)  # it is hashed
         return super().getitem(obj, argument)
 
@@ -241,6 +243,12 @@ class _Ticking(NodeTransformer):
         self.generic_visit(node)
         return _asked("concatenated", *node.nodes)
 
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Expr:
+        self.generic_visit(node)
+        if not isinstance(node.arg, nodes.Slice):
+            return node
+        return _asked("sliced", node.node, *(part or nodes.Const(None) for part in (node.arg.start, node.arg.stop, node.arg.step)))
+
     def visit_Compare(self, node: nodes.Compare) -> nodes.Compare:
         self.generic_visit(node)
         node.expr = _weighed(node.expr)
@@ -267,6 +275,11 @@ class _Generation(Extension):
 class _Namespace(Namespace):
     def __repr__(self) -> str:
         return "<namespace>"  # and not all that is in it
+
+
+def _own(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what compiled templates hand to functions that take their context."""
+    return {name: value for name, value in kwargs.items() if name not in ("_loop_vars", "_block_vars")}
 
 
 def _asked(name: str, *args: nodes.Expr) -> nodes.Call:
