@@ -7,6 +7,8 @@ import sys
 import tempfile
 import zipfile
 
+import hardening
+
 LARGEST = {"paceline": 24 << 20, "paceline_cuda13": 100 << 20}
 """Bytes of a wheel at most: the bundled pair is 16 MB of the first, and an index takes 100 MiB."""
 
@@ -66,7 +68,16 @@ def check_content(name: str, wheel: pathlib.Path) -> None:
     files = zipfile.ZipFile(wheel).namelist()
     foreign = [file for file in files if any(part in file for part in ("cublas", "cudart", "nvrtc"))]
     assert not foreign, f"{wheel.name} bundles {foreign}"
+    check_libraries(wheel, [file for file in files if file.endswith(".so")])
     print(f"{wheel.name}: {size / 1e6:.1f} MB, {len(files)} files")
+
+
+def check_libraries(wheel: pathlib.Path, files: list[str]) -> None:
+    """Ours, as they are shipped."""
+    assert files, f"{wheel.name} has no library"
+    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(wheel) as content:
+        wrong = {file: hardening.lacks(pathlib.Path(content.extract(file, folder))) for file in files}
+    assert not any(wrong.values()), f"{wheel.name}: {wrong}"
 
 
 def new_environment(folder: pathlib.Path) -> pathlib.Path:

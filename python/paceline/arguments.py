@@ -4,13 +4,14 @@ import dataclasses
 import functools
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import tokenizers
 
 from paceline import _core, checks
+from paceline.chat_template import are_messages
 from paceline.devices import Device, ignored_on_cuda, make_backend, profile_cycles, refuse_on_cuda
 from paceline.kv_budget import available_memory, default_kv_cache_tokens, kv_bytes_per_position, weight_bytes
 from paceline.loading import Checkpoint, default_directory, load_cached_weights, load_weights, read_config
@@ -23,7 +24,8 @@ _path = functools.partial(checks.path, "Engine")
 _CACHE = 'a path, "auto" or None'
 _MODEL = "a local directory in Hugging Face format"
 
-Prompt = str | Sequence[int]
+Messages = Sequence[Mapping[str, Any]]
+Prompt = str | Sequence[int] | Messages
 PathLike = str | os.PathLike[str]
 Dtype = Literal["bf16", "fp32", "int8", "int4", "int4_g32"]
 KvDtype = Literal["bf16", "fp32"]
@@ -159,16 +161,16 @@ def _tau(wanted: int | str, has_draft: bool) -> int:
 
 def _tokenizer(given: PathLike | tokenizers.Tokenizer | None, target: Checkpoint) -> Tokenizer | None:
     if isinstance(given, tokenizers.Tokenizer):
-        return Tokenizer(given, "tokenizer")
+        return Tokenizer(given, "tokenizer", target.directory)
     if given is not None:
         return Tokenizer.read(_path("tokenizer", given))
-    return Tokenizer.read(target.directory) if (target.directory / "tokenizer.json").exists() else None
+    return Tokenizer.read(target.directory) if os.path.lexists(target.directory / "tokenizer.json") else None
 
 
 def _check_draft_tokenizer(target: Tokenizer | None, draft: Checkpoint | None, notes: list[str]) -> None:
     if target is None or draft is None:
         return
-    if (draft.directory / "tokenizer.json").exists():
+    if os.path.lexists(draft.directory / "tokenizer.json"):
         refuse_other_tokenizer(target, Tokenizer.read(draft.directory))
     else:
         notes.append("draft: no tokenizer.json, taken to have the target's tokenizer")
@@ -232,11 +234,28 @@ def _vocab_size(target: Checkpoint, words: Tokenizer | None) -> int:
 
 def prompt_ids(prompt: Prompt, tokenizer: Tokenizer | None) -> list[int]:
     if isinstance(prompt, str):
-        if tokenizer is None:
-            raise ValueError("[generate] prompt must be token ids, since the engine has no tokenizer, got text")
-        return tokenizer.encode(checks.text("generate", "prompt", prompt))
-    ids = checks.items("generate", "prompt", "text or token ids", prompt)
-    if any(isinstance(each, str) for each in ids):
-        raise ValueError("[generate] prompt must be text or token ids, got several texts: generate_batch takes several prompts")
-    return checks.token_ids("generate", "prompt", ids)
+        return _with_tokenizer(tokenizer, "text").encode(checks.text("generate", "prompt", prompt))
+    if isinstance(prompt, Mapping):
+        raise ValueError("[generate] prompt must be text, token ids or messages, got one message: put it into a list")
+    parts = checks.items("generate", "prompt", "text, token ids or messages", prompt)
+    if are_messages(parts):
+        text = render_messages("generate", "prompt", parts, tokenizer)
+        return _with_tokenizer(tokenizer, "messages").encode(text, special_tokens=False)  # a template writes them itself
+    if any(isinstance(each, str) for each in parts):
+        raise ValueError("[generate] prompt must be text, token ids or messages, got several texts: generate_batch takes several prompts")
+    return checks.token_ids("generate", "prompt", parts)
 
+
+def render_messages(where: str, name: str, messages: Sequence[Any], tokenizer: Tokenizer | None, **options: Any) -> str:
+    """Messages as the text that the model was trained on. options: of ChatTemplate.render."""
+    words = _with_tokenizer(tokenizer, "messages", where, name)
+    if words.chat_template is None:
+        raise ValueError(f"[{where}] {name} must be text or token ids, since there is no chat template beside {words.source} "
+                         "(chat_template.jinja, or chat_template in tokenizer_config.json), got messages")
+    return words.chat_template.render(where, name, messages, **options)
+
+
+def _with_tokenizer(tokenizer: Tokenizer | None, got: str, where: str = "generate", name: str = "prompt") -> Tokenizer:
+    if tokenizer is None:
+        raise ValueError(f"[{where}] {name} must be token ids, since the engine has no tokenizer, got {got}")
+    return tokenizer

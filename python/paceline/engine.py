@@ -4,14 +4,14 @@ import atexit
 import contextlib
 import dataclasses
 import weakref
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal
 
 import tokenizers
 
 from paceline import _core, checks
-from paceline.arguments import AcceptanceRule, Dtype, KvDtype, PathLike, Prompt, prompt_ids, resolve
+from paceline.arguments import AcceptanceRule, Dtype, KvDtype, Messages, PathLike, Prompt, prompt_ids, render_messages, resolve
 from paceline.devices import Device
 from paceline.request import Request
 from paceline.results import Chunk, GenerationResult, Stats, Verification
@@ -91,7 +91,8 @@ class Engine:
     def submit(self, prompt: Prompt, sampling_params: SamplingParams | None = None, **overrides: Any) -> Request:
         """Hand over one prompt and go on: the request runs, or waits for its turn. `generate` and `stream` are built on this.
 
-        prompt: text, or token ids in [0, info["vocab_size"]). overrides are fields of SamplingParams.
+        prompt: text, token ids in [0, info["vocab_size"]), or messages for the model's chat template (`apply_chat_template`). overrides are
+            fields of SamplingParams.
         Raises ValueError (arguments), CapacityError (does not fit into kv_cache_tokens, or the queue is full), EngineDead.
         """
         ids, params = self._resolved(prompt, sampling_params, overrides)
@@ -134,6 +135,20 @@ class Engine:
     def stream_async(self, prompt: Prompt, sampling_params: SamplingParams | None = None, **overrides: Any) -> AsyncIterator[Chunk]:
         """`stream` for `async for`."""
         return self.submit(prompt, sampling_params, **overrides)
+
+    def apply_chat_template(self, messages: Messages, *, add_generation_prompt: bool = True, tools: Sequence[Mapping[str, Any]] | None = None,
+                            **variables: Any) -> str:
+        """Messages as the text that the model was trained on; `generate` and its kin take messages as prompts and do the same.
+
+        messages: mappings with "role" and "content", of texts, numbers, lists and mappings only.
+        add_generation_prompt: end where the model's answer begins.
+        tools: JSON schemas as mappings, for templates that show them. variables: what else the template reads, by name.
+        The template is chat_template.jinja beside the tokenizer, or else chat_template in its tokenizer_config.json. It is run in a
+        sandbox with limits, and read and compiled when it is first asked for. A message that spells a special token becomes one.
+        Raises ValueError (no template, messages that it does not take), ModelFileError (a template that is none, or breaks a limit).
+        """
+        return render_messages("apply_chat_template", "messages", messages, self._tokenizer, add_generation_prompt=add_generation_prompt,
+                               tools=tools, variables=variables)
 
     def verify(self, prefix_ids: Sequence[int], draft_ids: Sequence[int]) -> Verification:
         """The target's log-probabilities after the prefix and after each draft token, all in one pass: .logprobs, float32

@@ -5,24 +5,45 @@ joined. Stop strings are matched on them, streams decode them, and a continuatio
 """
 
 import codecs
+import functools
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 
 from paceline._core import ModelFileError
+from paceline.chat_template import ChatTemplate
+from paceline.loading.files import read_bytes
+from paceline.loading.strict_json import shown
+
+MAX_FILE = 128 << 20
+"""Bytes of a tokenizer.json; the largest vocabularies in use take 35 MB."""
+MAX_IDS = 1 << 20
+"""Ids at most: the table of their bytes is as long as the largest id says, whatever the file's size."""
+MAX_GROWTH = 16
+MAX_ADDED = 64
+"""What the replacements of a normalizer may do to a text: multiply its length, one after another, and add characters each time.
+SentencePiece replaces and prepends one character by one."""
 
 
 class Tokenizer:
     """A `tokenizers` tokenizer whose tokens have bytes: byte-level BPE, or SentencePiece with byte fallback."""
 
-    def __init__(self, inner: tokenizers.Tokenizer, source: str) -> None:
+    def __init__(self, inner: tokenizers.Tokenizer, source: str, directory: Path | None = None) -> None:
+        """directory: where the chat template is, if anywhere."""
         self._inner = inner
         self.source = source
+        self._directory = directory
         self.vocab = inner.get_vocab(with_added_tokens=True)
         self.vocab_size = 1 + max(self.vocab.values(), default=-1)
         """1 + the largest id, added tokens included."""
+        if self.vocab_size > MAX_IDS:
+            raise ModelFileError(f"{source}: expected token ids below {MAX_IDS}, found {self.vocab_size - 1}")
+        self._definition: dict[str, Any] = json.loads(inner.to_str())
+        _check_growth(self._definition["normalizer"], source)
         self.token_bytes = self._bytes_of_all()
         """[vocab_size] the text of each token; special tokens and unused ids have none."""
 
@@ -30,31 +51,64 @@ class Tokenizer:
     def read(cls, path: Path) -> "Tokenizer":
         """A tokenizer.json, or the directory that holds one."""
         file = path / "tokenizer.json" if path.is_dir() else path
+        data = read_bytes(file, MAX_FILE, given=file == path)
         try:
-            inner = tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:  # the library raises bare Exception
-            raise ModelFileError(f"{file}: expected a tokenizer of the tokenizers library, found: {error}") from error
-        return cls(inner, str(file))
+            inner = tokenizers.Tokenizer.from_buffer(data)
+        except BaseException as error:
+            raise _refusal(str(file), error) from error
+        return cls(inner, str(file), file.parent)
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids, with the special tokens that the tokenizer itself adds (a BOS, for instance)."""
-        return self._inner.encode(text).ids
+    def encode(self, text: str, *, special_tokens: bool = True) -> list[int]:
+        """Token ids, with the special tokens that the tokenizer itself adds (a BOS, for instance), or without them."""
+        try:
+            return self._inner.encode(text, add_special_tokens=special_tokens).ids
+        except BaseException as error:
+            raise _refusal(self.source, error, "a tokenizer that can encode a prompt") from None
+
+    @functools.cached_property
+    def chat_template(self) -> ChatTemplate | None:
+        """Read when it is first asked for. Raises ModelFileError."""
+        return ChatTemplate.read(self._directory) if self._directory else None
 
     def _bytes_of_all(self) -> list[bytes]:
-        decoder = json.loads(self._inner.to_str())["decoder"]
-        kinds = json.dumps(decoder)
+        kinds = json.dumps(self._definition["decoder"])
         if '"ByteLevel"' in kinds:
             to_bytes = _byte_level
         elif '"ByteFallback"' in kinds or '"Metaspace"' in kinds:
             to_bytes = _sentencepiece
         else:
-            raise ModelFileError(f"{self.source}: decoder must be ByteLevel, ByteFallback or Metaspace, found {kinds}")
+            raise ModelFileError(f"{self.source}: decoder must be ByteLevel, ByteFallback or Metaspace, found {shown(kinds)}")
         table = [b""] * self.vocab_size
         for token, i in self.vocab.items():
             table[i] = to_bytes(token)
         for i, added in self._inner.get_added_tokens_decoder().items():
             table[i] = b"" if added.special else added.content.encode()
         return table
+
+
+def _refusal(source: str, error: BaseException, expected: str = "a tokenizer of the tokenizers library") -> ModelFileError:
+    """The library raises bare Exceptions, and where it panics something that is none. Whatever it did not raise goes on."""
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        raise error
+    return ModelFileError(f"{source}: expected {expected}, found: {shown(error)}")
+
+
+def _check_growth(normalizer: Any, source: str) -> None:
+    """Forty replacements of one letter by two would make a terabyte of a prompt of one letter."""
+    growth, added = 1.0, 0
+    pending = [normalizer]
+    while pending:
+        each = pending.pop()
+        if isinstance(each, dict):
+            pending += each.get("normalizers") or []
+            content = len(each.get("content") or each.get("prepend") or "")
+            if "content" in each:
+                pattern = len((each.get("pattern") or {}).get("String", ""))  # none or a regex may match between any two characters
+                growth *= max(1.0, content / pattern) if pattern else 1.0 + content
+            added += content
+    if growth > MAX_GROWTH or added > MAX_ADDED:
+        raise ModelFileError(f"{source}: normalizer: expected replacements that add {MAX_ADDED} characters in all and make a text {MAX_GROWTH} "
+                             f"times as long at most, found {added} and {growth:.0f}")
 
 
 def refuse_other_tokenizer(target: Tokenizer, draft: Tokenizer) -> None:
@@ -118,7 +172,10 @@ def _byte_level(token: str) -> bytes:
         return token.encode()
 
 
+_BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
+
+
 def _sentencepiece(token: str) -> bytes:
-    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-        return bytes([int(token[3:5], 16)])
+    if _BYTE.fullmatch(token):
+        return bytes.fromhex(token[3:5])
     return token.replace("\u2581", " ").encode()

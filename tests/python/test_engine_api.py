@@ -187,9 +187,9 @@ def test_a_bad_parameter_is_named(engine, options, message):
 
 @pytest.mark.parametrize("prompt, message", [
     ("", "prompt must have at least 1 token"), ([], "prompt must have at least 1 token"), ([1, 2048], r"must be in \[0, 2048\), got 2048"),
-    ([-1], "must be in"), ([2**40], "must be in"), ([1.5], "must be an int, got 1.5"), (7, "prompt must be text or token ids, got 7"),
-    ([1] * 512, "prompt must be shorter than max_model_len = 512"), (b"bytes", "prompt must be text or token ids, got b'bytes'"),
-    (["a", "b"], "prompt must be text or token ids, got several texts: generate_batch takes several prompts"),
+    ([-1], "must be in"), ([2**40], "must be in"), ([1.5], "must be an int, got 1.5"), (7, "prompt must be text, token ids or messages, got 7"),
+    ([1] * 512, "prompt must be shorter than max_model_len = 512"), (b"bytes", "prompt must be text, token ids or messages, got b'bytes'"),
+    (["a", "b"], "prompt must be text, token ids or messages, got several texts: generate_batch takes several prompts"),
     ("ab\ud800c", r"\[generate\] prompt must be valid Unicode text, got a lone surrogate at index 2")])
 def test_a_bad_prompt_is_named(engine, prompt, message):
     with pytest.raises(ValueError, match=message):

@@ -1,6 +1,7 @@
 """A checkpoint directory: config.json, generation_config.json, model.safetensors or its shards."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,9 +12,9 @@ from numpy.typing import NDArray
 
 from paceline import _core
 from paceline._core import ModelFileError
-from paceline.loading.config import ModelConfig, config_of
+from paceline.loading.config import ModelConfig, config_of, num_weights
 from paceline.loading.safetensors import FileState, StoredTensor, read_header
-from paceline.loading.strict_json import read_json
+from paceline.loading.strict_json import read_json, shown
 
 DTYPES = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 MAX_CONFIG = 1 << 20
@@ -61,6 +62,7 @@ def core_config(checkpoint: Checkpoint) -> _core.ModelConfig:
 
 def load_weights(backend: _core.Backend, checkpoint: Checkpoint, dtype: str) -> _core.Weights:
     """Read, check and pack tensor by tensor, large ones in parts: beside the packed copy there is never more than 16 MB in memory."""
+    _check_size(checkpoint)
     weights = _core.Weights(backend, core_config(checkpoint), dtype, str(checkpoint.directory))
     expected = dict(weights.expected())
     _check(checkpoint, expected)
@@ -92,21 +94,21 @@ def load_weights(backend: _core.Backend, checkpoint: Checkpoint, dtype: str) -> 
 
 def _eos_token_ids(directory: Path, config: dict[str, Any]) -> tuple[int, ...]:
     path = directory / "generation_config.json"
-    values = read_json(path, MAX_CONFIG) if path.exists() else {}
+    values = read_json(path, MAX_CONFIG) if os.path.lexists(path) else {}
     where, ids = (path, values["eos_token_id"]) if values.get("eos_token_id") is not None else (directory / "config.json", config.get("eos_token_id"))
     if ids is None:
         return ()
     several = ids if isinstance(ids, list) else [ids]
     if not all(type(i) is int and i >= 0 for i in several):
-        raise ModelFileError(f"{where}: eos_token_id: expected a token id or several, found {str(ids)[:100]}")
+        raise ModelFileError(f"{where}: eos_token_id: expected a token id or several, found {shown(ids)}")
     return tuple(dict.fromkeys(several))
 
 
 def _tensors(directory: Path) -> dict[str, StoredTensor]:
     index, single = directory / "model.safetensors.index.json", directory / "model.safetensors"
-    if single.exists() or single.is_symlink():
+    if os.path.lexists(single):
         return read_header(single)
-    if index.exists():
+    if os.path.lexists(index):
         return _sharded(directory, index)
     others = sorted(path.name for path in directory.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".msgpack", ".h5"))
     raise ModelFileError(f"{directory}: expected model.safetensors or model.safetensors.index.json, found {', '.join(others) or 'neither'}"
@@ -116,24 +118,31 @@ def _tensors(directory: Path) -> dict[str, StoredTensor]:
 def _sharded(directory: Path, index: Path) -> dict[str, StoredTensor]:
     where = read_json(index, MAX_INDEX).get("weight_map")
     if not isinstance(where, dict) or not where or not all(isinstance(shard, str) for shard in where.values()):
-        raise ModelFileError(f"{index}: weight_map: expected names of tensors and files, found {str(where)[:100]}")
+        raise ModelFileError(f"{index}: weight_map: expected names of tensors and files, found {shown(where)}")
     tensors: dict[str, StoredTensor] = {}
     for shard in sorted(set(where.values())):
         _check_shard_name(directory, index, shard)
         for name, tensor in read_header(directory / shard).items():
             if where.get(name) != shard:
-                raise ModelFileError(f"{index}: tensor {name[:100]}: expected in {where.get(name, 'no shard')}, found in {shard}")
+                raise ModelFileError(f"{index}: tensor {shown(name)}: expected in {where.get(name, 'no shard')}, found in {shown(shard)}")
             tensors[name] = tensor
     missing = sorted(where.keys() - tensors.keys())
     if missing:
-        raise ModelFileError(f"{index}: tensor {missing[0][:100]}: expected in {where[missing[0]]}, found nowhere")
+        raise ModelFileError(f"{index}: tensor {shown(missing[0])}: expected in {where[missing[0]]}, found nowhere")
     return tensors
 
 
 def _check_shard_name(directory: Path, index: Path, shard: str) -> None:
-    """Only files of this very directory: no path, no way out through a link."""
+    """Only files of this very directory: no path, and no way out through a link either (`files.opened`)."""
     if shard != Path(shard).name or not shard.endswith(".safetensors"):
-        raise ModelFileError(f"{index}: expected the plain name of a .safetensors file, found {shard[:100]!r}")
+        raise ModelFileError(f"{index}: expected the plain name of a .safetensors file, found {shown(shard)}")
+
+
+def _check_size(checkpoint: Checkpoint) -> None:
+    """Before memory is taken for it: a few digits of config.json could ask for any amount. What is missing gets its name from `_check`."""
+    described, found = num_weights(checkpoint.config), sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
+    if described > 2 * found + (1 << 20):
+        raise ModelFileError(f"{checkpoint.directory}: expected {described} weights, as config.json describes, found {found}")
 
 
 def _check(checkpoint: Checkpoint, expected: Mapping[str, list[int]]) -> None:
@@ -148,7 +157,7 @@ def _check(checkpoint: Checkpoint, expected: Mapping[str, list[int]]) -> None:
             raise ModelFileError(f"{tensor.file}: tensor {name}: expected dtype {', '.join(DTYPES)}, found {tensor.dtype}")
     for name in checkpoint.tensors.keys() - expected.keys():
         if not name.endswith("rotary_emb.inv_freq") and not (name == "lm_head.weight" and checkpoint.config.tie_word_embeddings):
-            raise ModelFileError(f"{checkpoint.tensors[name].file}: tensor {name[:100]}: expected no such tensor in {checkpoint.architecture}")
+            raise ModelFileError(f"{checkpoint.tensors[name].file}: tensor {shown(name)}: expected no such tensor in {checkpoint.architecture}")
 
 
 def _read(descriptor: int, tensor: StoredTensor, name: str, begin: int, data: NDArray[np.uint8]) -> None:

@@ -30,6 +30,13 @@ class ModelConfig:
     tie_word_embeddings: bool
 
 
+def num_weights(config: ModelConfig) -> int:
+    """Of the matrices; norms and biases are too few to count."""
+    width, query, kv = config.hidden_size, config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    layers = config.num_layers * width * (2 * query + 2 * kv + 3 * config.intermediate_size)
+    return layers + config.vocab_size * width * (1 if config.tie_word_embeddings else 2)
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Architecture:
     """What an architecture's name says beyond config.json."""

@@ -2,9 +2,13 @@
 
 import dataclasses
 import math
+import sys
 from typing import Any
 
 from paceline._core import ModelFileError
+from paceline.loading.strict_json import shown
+
+LARGEST = sys.float_info.max  # an integer of a file may be larger
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -14,7 +18,7 @@ class Fields:
     """File and, inside it, object: for messages."""
 
     def error(self, name: str, expected: str, found: object) -> ModelFileError:
-        return ModelFileError(f"{self.where}: {name}: expected {expected}, found {str(found)[:100]}")
+        return ModelFileError(f"{self.where}: {name}: expected {expected}, found {shown(found)}")
 
     def of(self, values: dict[str, Any], name: str) -> "Fields":
         return Fields(values, f"{self.where}: {name}")
@@ -38,7 +42,7 @@ class Fields:
         value = self.values.get(name)
         if value is None:
             value = default
-        if value is None or type(value) not in (int, float) or not above < value < math.inf:
+        if value is None or type(value) not in (int, float) or not above < value <= LARGEST:
             raise self.error(name, "a finite number" + (f" above {above:g}" if above > -math.inf else ""), "nothing" if value is None else value)
         return float(value)
 

@@ -6,11 +6,22 @@ Scalings: linear (Chen et al. 2023, arXiv:2306.15595), llama3 (Llama 3.1's), yar
 
 import math
 
+from paceline._core import ModelFileError
 from paceline.loading.fields import Fields
 
 
 def rope_of(fields: Fields, head_dim: int, max_position_embeddings: int) -> tuple[tuple[float, ...], float]:
-    """(frequencies [head_dim / 2] in radians per position, factor on cos and sin)."""
+    """(frequencies [head_dim / 2] in radians per position, factor on cos and sin): finite, whatever the fields are."""
+    try:
+        frequencies, scale = _computed(fields, head_dim, max_position_embeddings)
+    except (ArithmeticError, ValueError) as error:  # no number is too odd to be written into a file
+        raise _no_numbers(fields, error) from error
+    if not all(map(math.isfinite, (*frequencies, scale))) or scale <= 0:
+        raise _no_numbers(fields, ValueError("NaN or infinity"))
+    return frequencies, scale
+
+
+def _computed(fields: Fields, head_dim: int, max_position_embeddings: int) -> tuple[tuple[float, ...], float]:
     rope, theta = _spelled(fields)
     kind = _kind(rope)
     if rope.number("partial_rotary_factor", 1.0) != 1.0 or fields.number("partial_rotary_factor", 1.0) != 1.0:
@@ -24,6 +35,10 @@ def rope_of(fields: Fields, head_dim: int, max_position_embeddings: int) -> tupl
     if kind == "llama3":
         return _llama3(rope, plain, factor), 1.0
     return _yarn(rope, plain, factor, theta, head_dim, max_position_embeddings)
+
+
+def _no_numbers(fields: Fields, why: Exception) -> ModelFileError:
+    return fields.error("rope_theta and rope_scaling", "values that frequencies can be computed from", why)
 
 
 def _spelled(fields: Fields) -> tuple[Fields, float]:

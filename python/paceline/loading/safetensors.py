@@ -7,7 +7,6 @@ lets duplicate keys, ranks of 20 and absurd empty shapes through; we add those c
 import dataclasses
 import math
 import os
-import stat
 import struct
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +14,8 @@ from typing import Any, NamedTuple
 import safetensors
 
 from paceline._core import ModelFileError
-from paceline.loading.strict_json import parse_object
+from paceline.loading.files import opened
+from paceline.loading.strict_json import parse_object, shown
 
 MAX_HEADER = 16 << 20
 MAX_TENSORS = 65_536
@@ -23,6 +23,10 @@ MAX_RANK = 8
 ITEM_SIZES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "F8_E8M0": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2, "U32": 4, "I32": 4, "F32": 4,
     "U64": 8, "I64": 8, "F64": 8}
+
+
+OTHER_FORMATS = {b"GGUF": "GGUF", b"PK\3\4": "a zip archive, as PyTorch writes", b"\x80": "a pickle", b"\x89HDF": "HDF5"}
+"""First bytes of what checkpoints also come as. None of it is ever read."""
 
 
 class FileState(NamedTuple):
@@ -54,45 +58,61 @@ class StoredTensor:
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
     """Every tensor of the file. Raises ModelFileError."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO must not block
-    except OSError as error:
-        raise ModelFileError(f"{path}: cannot be read: {error.strerror}") from error
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise ModelFileError(f"{path}: expected a regular file, found something else")
-        tensors = _parse(path, descriptor, FileState.of(status))
-    finally:
-        os.close(descriptor)
-    try:
-        with safetensors.safe_open(path, framework="np") as file:
-            names = set(file.keys())
-    except Exception as error:
-        raise ModelFileError(f"{path}: the safetensors library refuses it: {error}") from error
-    if names != tensors.keys():
-        raise ModelFileError(f"{path}: expected the tensors that the safetensors library sees, found a difference: {sorted(names ^ tensors.keys())[:3]}")
+    with opened(path) as (descriptor, status):
+        header = _header(path, descriptor, status.st_size)
+        tensors = _parse(path, header, FileState.of(status))
+    _ask_the_library(path, header, status.st_size, tensors)
     return tensors
 
 
-def _parse(path: Path, descriptor: int, state: FileState) -> dict[str, StoredTensor]:
-    file_size = state.size
+def _header(path: Path, descriptor: int, file_size: int) -> bytes:
+    """Its length and its first byte are looked at before it is given room."""
     if file_size < 8:
         raise ModelFileError(f"{path}: expected at least 8 bytes, found {file_size}")
-    (size,) = struct.unpack("<Q", os.pread(descriptor, 8, 0))
+    front = os.pread(descriptor, 9, 0)
+    (size,) = struct.unpack("<Q", front[:8].ljust(8, b"\0"))
     if not 2 <= size <= min(MAX_HEADER, file_size - 8):
-        raise ModelFileError(f"{path}: expected a header of 2 to {min(MAX_HEADER, file_size - 8)} bytes, found a length of {size}")
+        raise ModelFileError(f"{path}: expected a header of 2 to {min(MAX_HEADER, file_size - 8)} bytes, found a length of {size}{_other(front)}")
+    if front[8:] != b"{":
+        raise ModelFileError(f"{path}: expected a header that starts with {{, found {front[8:]!r}{_other(front)}")
     header = os.pread(descriptor, size, 8)
-    if len(header) != size or header[:1] != b"{":
-        raise ModelFileError(f"{path}: expected a header that starts with {{, found {header[:8]!r}")
+    if len(header) != size:
+        raise ModelFileError(f"{path}: expected a header of {size} bytes, found {len(header)}: the file has become shorter")
+    return header
+
+
+def _other(front: bytes) -> str:
+    return next((f": this is {name}" for magic, name in OTHER_FORMATS.items() if front.startswith(magic)), "")
+
+
+def _parse(path: Path, header: bytes, state: FileState) -> dict[str, StoredTensor]:
     entries = parse_object(header, str(path))
     _check_metadata(path, entries.pop("__metadata__", {}))
     if len(entries) > MAX_TENSORS:
         raise ModelFileError(f"{path}: expected at most {MAX_TENSORS} tensors, found {len(entries)}")
-    start = 8 + size
+    start = 8 + len(header)
     tensors = {name: _tensor(path, name, entry, start, state) for name, entry in entries.items()}
-    _check_coverage(path, tensors, start, file_size)
+    _check_coverage(path, tensors, start, state.size)
     return tensors
+
+
+def _ask_the_library(path: Path, header: bytes, file_size: int, tensors: dict[str, StoredTensor]) -> None:
+    """A second opinion. The library maps what it opens, and touching a file that has become shorter ends the process (SIGBUS): so it is
+    shown the header that we have read, in front of a hole as long as the tensors, in memory that nobody else can shorten."""
+    descriptor = os.memfd_create("header")
+    try:
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(struct.pack("<Q", len(header)) + header)
+        os.ftruncate(descriptor, file_size)
+        with safetensors.safe_open(f"/proc/self/fd/{descriptor}", framework="np") as opinion:
+            names = set(opinion.keys())
+    except Exception as error:
+        raise ModelFileError(f"{path}: the safetensors library refuses it: {shown(error)}") from error
+    finally:
+        os.close(descriptor)
+    if names != tensors.keys():
+        odd = sorted(map(shown, names ^ tensors.keys()))[:3]
+        raise ModelFileError(f"{path}: expected the tensors that the safetensors library sees, found a difference: {odd}")
 
 
 def _check_metadata(path: Path, metadata: object) -> None:
@@ -102,7 +122,7 @@ def _check_metadata(path: Path, metadata: object) -> None:
 
 def _tensor(path: Path, name: str, entry: Any, start: int, state: FileState) -> StoredTensor:
     def refuse(expected: str, found: object) -> ModelFileError:
-        return ModelFileError(f"{path}: tensor {name[:100]}: expected {expected}, found {str(found)[:100]}")
+        return ModelFileError(f"{path}: tensor {shown(name)}: expected {expected}, found {shown(found)}")
 
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise refuse("dtype, shape and data_offsets", entry)
@@ -127,7 +147,7 @@ def _check_coverage(path: Path, tensors: dict[str, StoredTensor], start: int, fi
     end = start
     for name, tensor in sorted(tensors.items(), key=lambda item: item[1].begin):
         if tensor.begin != end:
-            raise ModelFileError(f"{path}: tensor {name[:100]}: expected to begin where the one before ends, {end - start}, found {tensor.begin - start}")
+            raise ModelFileError(f"{path}: tensor {shown(name)}: expected to begin where the one before ends, {end - start}, found {tensor.begin - start}")
         end += tensor.nbytes
     if end != file_size:
         raise ModelFileError(f"{path}: expected {end} bytes in all, found {file_size}")

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from paceline import _core
 from paceline.loading.checkpoint import Checkpoint, core_config, load_weights
+from paceline.loading.files import opened
 from paceline.loading.safetensors import FileState
 
 FORMAT = 1
@@ -47,7 +48,10 @@ def load_cached_weights(directory: Path, backend: _core.Backend, checkpoint: Che
     path = directory / f"{checkpoint.directory.name[:40]}-{dtype}-{key[:16]}.packed"
     packed, why = _mapped(path, key)
     if packed is not None:
-        return _core.Weights(backend, core_config(checkpoint), dtype, str(path), packed), None
+        try:
+            return _core.Weights(backend, core_config(checkpoint), dtype, str(path), packed), None
+        except _core.ModelFileError:  # checked and of the right key, but of another size
+            why = "does not fit"
     weights = load_weights(backend, checkpoint, dtype)
     found = f"{why} and " if why else ""
     try:
@@ -92,16 +96,16 @@ def _checksums(data: NDArray[np.uint8]) -> NDArray[np.uint64]:
 def _mapped(path: Path, key: str) -> tuple[NDArray[np.uint8] | None, str | None]:
     """(the weights, None); or (None, what is wrong with a file that is there). Every block is read and checked."""
     try:
-        with open(path, "rb") as file:
-            data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-    except (OSError, ValueError) as error:  # ValueError: an empty file
-        return None, None if isinstance(error, FileNotFoundError) else "cannot be mapped"
+        with opened(path, given=True) as (descriptor, _):
+            data = np.frombuffer(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ), np.uint8)
+    except (_core.ModelFileError, ValueError):  # ValueError: an empty file
+        return None, "cannot be mapped" if os.path.lexists(path) else None
     try:
         nbytes = json.loads(data[:HEADER].tobytes())["bytes"]
-        if data[:HEADER].tobytes() != _header(key, nbytes):
+        if type(nbytes) is not int or nbytes < 0 or data[:HEADER].tobytes() != _header(key, nbytes):
             return None, "has another format or key"
         blocks, begin = _begin(nbytes)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None, "has no header"
     if len(data) != begin + nbytes:
         return None, f"has {len(data)} bytes instead of {begin + nbytes}"
