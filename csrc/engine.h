@@ -32,7 +32,8 @@ class Engine {
   RequestStats stats() { return alive().stats(); }
   void profile(bool on) { alive(); backend_->profile(on); }
   bool idle() { return alive().idle(); }
-  int waiting() { return alive().waiting(); }
+  int waiting() { return alive().waiting(); }  // requests not admitted yet
+  int64_t prefix_cache_bytes() { return alive().prefix_cache().bytes(); }  // held now
   std::vector<float> verify(const std::vector<int32_t>& prefix, const std::vector<int32_t>& drafts);
 
   int target_vocab_size() const { return target_->vocab_size(); }

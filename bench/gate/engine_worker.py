@@ -25,7 +25,7 @@ def say(cell, **data):
 
 def bundled(draft=True, device="cuda", **how):
     target, drafting = paceline.demo_pair()
-    return paceline.Engine(target, drafting if draft else None, device=device, dtype="bf16", max_model_len=LONGEST, **how)
+    return paceline.Engine(target, drafting if draft else None, device=device, dtype="bf16", max_model_len=LONGEST, prefix_cache_bytes=0, **how)
 
 
 # ---------------------------------------------------------------------------------------------------- correctness
@@ -131,7 +131,7 @@ rows the first of a batch would be done before the last has begun. It changes no
 
 def room(batch, context, tokens, tau):
     """Tokens that the first of a batch may emit before the last has emitted `tokens`."""
-    return tokens + batch * (context // PREFILL_ROWS + 3) * (tau + 1) + 2 * tau
+    return tokens + batch * ((2 if tau else 1) * context // PREFILL_ROWS + 3) * (tau + 1) + 2 * tau  # the models read in turns
 
 
 def decoded(engine, prompts, tokens, tau):
@@ -192,7 +192,7 @@ def measured(case, target, device):
     with paceline.Engine(
             case.get("target", target), case["draft"], device=device, dtype="bf16",
             draft_dtype=case["draft_dtype"] if case["draft"] else "auto", num_speculative_tokens=max(taus) if case["draft"] else 0,
-            max_num_seqs=batch, max_model_len=length, kv_cache_tokens=batch * (length + 64)) as engine:
+            max_num_seqs=batch, max_model_len=length, kv_cache_tokens=batch * (length + 64), prefix_cache_bytes=0) as engine:
         prompts = prompts_of(batch, context)
         engine.generate_batch([prompt[:16] for prompt in prompts], max_tokens=4, ignore_eos=True)
         medians, same = measure(engine, prompts, tokens, taus, case["repetitions"])
@@ -204,7 +204,7 @@ def measured(case, target, device):
 def cycle(target, cases, device, until):
     """Each case: label, draft or None, draft_dtype, batch, context, taus, tokens, repetitions."""
     share_weights()
-    paceline.arguments.PREFILL_CHUNK["cuda"] = PREFILL_ROWS
+    paceline.arguments.PREFILL_CHUNK["cuda"] = paceline.arguments.PREFILL_CHUNK_BESIDE = PREFILL_ROWS
     for case in cases:
         label = case["label"]
         if time.time() > until:
@@ -226,10 +226,10 @@ def cycle(target, cases, device, until):
 # ---------------------------------------------------------------------------------------------------- peers
 def serve(target, draft, tau, context, tokens):
     """Answers questions over pipes, as the workers of bench/peer_workers do."""
-    paceline.arguments.PREFILL_CHUNK["cuda"] = PREFILL_ROWS
+    paceline.arguments.PREFILL_CHUNK["cuda"] = paceline.arguments.PREFILL_CHUNK_BESIDE = PREFILL_ROWS
     length = context + room(1, context, tokens, tau) + tau + 1
     with paceline.Engine(target, draft, device="cuda", dtype="bf16", num_speculative_tokens=tau, max_model_len=length,
-                         kv_cache_tokens=length + 64) as engine:
+                         kv_cache_tokens=length + 64, prefix_cache_bytes=0) as engine:
         print("ready plain speculative", flush=True)
         for line in sys.stdin:
             asked = json.loads(line)

@@ -78,10 +78,12 @@ void Scheduler::finish(Sequence& sequence, Output& output, FinishReason reason) 
   output.stats = sequence.stats;
   stats_ += sequence.stats;
   if (options_.debug_hash && sequence.slot >= 0) {
+    target_.cache().publish();  // it may end before the first pass that needs its pages
+    if (draft_) draft_->cache().publish();
     output.target_kv_hashes = target_.cache().hashes(sequence.slot, std::min(sequence.target_cached, sequence.length() - 1), target_.shape());
     if (draft_) output.draft_kv_hashes = draft_->cache().hashes(sequence.slot, std::min(sequence.draft_cached, sequence.length() - 1), draft_->shape());
   }
-  leave(sequence);
+  leave(sequence, reason != FinishReason::error);
 }
 
 void Scheduler::drop_cancelled(std::vector<Output>& outputs) {

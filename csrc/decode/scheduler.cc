@@ -15,6 +15,11 @@ Cycle::Limits cycle_limits(const Backend& backend, const Model& target, const Mo
           options.debug_hash, in_flight};
 }
 
+PrefixCache::Pool pool_of(Model* model) {
+  if (!model) return {nullptr, 0};
+  return {&model->cache().pages(), model->cache().page_bytes()};
+}
+
 SlotParams slot_params(const RequestParams& p, int prompt_length, int end_length) {
   SlotParams slot{};
   slot.temperature = p.temperature;
@@ -41,7 +46,8 @@ SlotParams slot_params(const RequestParams& p, int prompt_length, int end_length
 
 Scheduler::Scheduler(Backend& backend, Model& target, Model* draft, const EngineOptions& options)
     : backend_(backend), target_(target), draft_(draft), options_(options),
-      cycle_(backend, target, draft, cycle_limits(backend, target, draft, options)), prefill_rows_(backend, options.prefill_chunk),
+      cycle_(backend, target, draft, cycle_limits(backend, target, draft, options)),
+      prefix_cache_(pool_of(&target), pool_of(draft), options.prefix_cache_bytes), prefill_rows_(backend, options.prefill_chunk),
       verify_rows_(backend, options.max_num_seqs * (options.num_speculative_tokens + 1)),
       slot_taken_(options.max_num_seqs, false) {
   require(draft || options.num_speculative_tokens == 0, "[Engine] num_speculative_tokens must be 0 without a draft, got ",
@@ -52,6 +58,7 @@ Scheduler::Scheduler(Backend& backend, Model& target, Model* draft, const Engine
   const size_t logits = size_t(verify_rows_.capacity()) * target.vocab_size() * sizeof(float);
   verify_logits_ = backend.allocate(logits);
   verify_logprobs_ = backend.allocate(logits);
+  prefill_stamps_ = backend.allocate_shared(2 * sizeof(int64_t));
 }
 
 void Scheduler::check(const std::vector<int32_t>& prompt, const RequestParams& params) const {
@@ -111,9 +118,7 @@ std::vector<Output> Scheduler::step() {
   std::vector<Output> outputs;
   drop_cancelled(outputs);
   admit();
-  // The draft's prompt is cached only after the first token is out: time to first token does not pay for speculation.
-  if (draft_) prefill(true);
-  prefill(false);
+  prefill();
   for (const size_t before = outputs.size(); outputs.size() == before;) {
     while (flights_.empty() ? launch() : cycle_.in_flight() < cycle_.limits().in_flight && may_run_ahead() && launch()) {
     }
@@ -136,17 +141,29 @@ void Scheduler::admit() {
   }
 }
 
+// What others have left of its beginning is cached already; not its last token, which belongs to the first cycle, cold or warm. Under
+// `rejection` a sampled text depends on when drafts begin, so the draft begins where it would without the cache.
 void Scheduler::enter(Sequence& sequence, int slot) {
   sequence.slot = slot;
   slot_taken_[slot] = true;
   promised_ += sequence.demand;
   cycle_.start(slot, slot_params(sequence.params, sequence.prompt_length, sequence.end_length), sequence.tokens);
+  const bool with_draft = options_.acceptance == Acceptance::coupled || sequence.params.temperature == 0;
+  const PrefixCache::Found found = prefix_cache_.adopt(slot, std::span(sequence.tokens).first(sequence.length() - 1), with_draft);
+  if (found.target) cycle_.set_target_cached(slot, sequence.target_cached = found.target);
+  if (found.draft) cycle_.set_draft_cached(slot, sequence.draft_cached = found.draft);
+  sequence.stats.num_cached_prompt_tokens = found.target;
 }
 
-// A cycle still under way may write to the slot and its pages once more. Whoever gets them next is enqueued behind it.
-void Scheduler::leave(Sequence& sequence) {
+// A cycle still under way may write to the slot and its pages once more. Whoever gets them next is enqueued behind it. Pages that are kept
+// it does not touch: it feeds the target from the last token that the device has committed, which is at length - 1 or later, and the draft
+// from draft_cached, which never goes back.
+void Scheduler::leave(Sequence& sequence, bool keep_pages) {
   if (sequence.slot < 0) return;
   cycle_.set_running(sequence.slot, false);
+  const int fed = sequence.length() - 1;  // behind a stop string the device has gone on
+  if (keep_pages)
+    prefix_cache_.keep(sequence.slot, sequence.tokens, std::min(sequence.target_cached, fed), std::min(sequence.draft_cached, fed));
   target_.cache().truncate(sequence.slot, 0);
   if (draft_) draft_->cache().truncate(sequence.slot, 0);
   promised_ -= sequence.demand;
@@ -154,57 +171,14 @@ void Scheduler::leave(Sequence& sequence) {
   sequence.slot = -1;
 }
 
-// One pass of at most prefill_chunk rows over what the sequences lack, oldest first. The target caches the prompt but for
-// its last token, which belongs to the first cycle; the draft catches up to one row short of that, once tokens are out.
-void Scheduler::prefill(bool draft) {
-  Model& model = draft ? *draft_ : target_;
-  std::vector<int32_t> slots, positions, tokens;
-  const auto start = Clock::now();
-  std::vector<Sequence*> fed;
-  for (const auto& each : active_) {
-    Sequence& sequence = *each;
-    if (draft && (sequence.in_flight || !catch_up_due(sequence))) continue;
-    int& cached = draft ? sequence.draft_cached : sequence.target_cached;
-    const int end = std::min(sequence.length() - 1, cached + prefill_rows_.capacity() - int(tokens.size()));
-    if (end <= cached) continue;
-    if (!model.cache().reserve(sequence.slot, end)) throw EngineDead("[step] promised KV pages are not there");
-    for (int position = cached; position < end; ++position) {
-      const int32_t token = sequence.tokens[position];
-      slots.push_back(sequence.slot);
-      positions.push_back(position);
-      tokens.push_back(token < model.vocab_size() ? token : 0);
-    }
-    cached = end;
-    fed.push_back(&sequence);
-  }
-  if (tokens.empty()) return;
-  const SpanScope span(backend_, Span::prefill, int64_t(tokens.size()));
-  model.cache().publish();
-  prefill_rows_.fill(slots, positions, tokens);
-  model.forward(prefill_rows_.rows(), nullptr);
-  backend_.synchronize();
-  for (Sequence* sequence : fed) {
-    sequence->stats.prefill_time += seconds_since(start);
-    ++sequence->stats.num_prefill_passes;
-    if (draft) cycle_.set_draft_cached(sequence->slot, sequence->draft_cached);
-    else cycle_.set_target_cached(sequence->slot, sequence->target_cached);
-  }
+// Whoever keeps to its promise gets its pages: those that only the prefix cache holds are as good as free.
+bool Scheduler::reserve(bool draft, int slot, int positions) {
+  return draft ? prefix_cache_.reserve_draft(slot, positions) : prefix_cache_.reserve_target(slot, positions);
 }
 
 int Scheduler::wanted_tau(const Sequence& sequence) const {
   const int own = sequence.params.num_speculative_tokens;
   return own >= 0 ? own : cycle_.limits().tau_max;
-}
-
-// Whether a draft whose cache had caught up would get to propose anything, now or later: both limits only come nearer.
-bool Scheduler::can_draft(const Sequence& sequence) const {
-  const int length = sequence.length();
-  return clamped_tau(wanted_tau(sequence), length, sequence.end_length, length - 1, draft_->max_len()) > 0;
-}
-
-// Tokens are out, and the draft lacks more rows than its first pass of a cycle feeds.
-bool Scheduler::catch_up_due(const Sequence& sequence) const {
-  return draft_ && sequence.emitted_any() && sequence.draft_cached < sequence.length() - 2 && can_draft(sequence);
 }
 
 // Whether a cycle can follow one whose results are not read yet: nobody waits for the host meanwhile, and somebody is sure to go on.
@@ -225,12 +199,12 @@ bool Scheduler::launch() {
   Flight flight;
   for (const auto& each : active_) {
     Sequence& sequence = *each;
-    if (sequence.target_cached < sequence.length() - 1) continue;  // still prefilling
+    if (lacks_prompt(sequence)) continue;
     const int shortest = sequence.length() + sequence.in_flight, longest = sequence.length() + sequence.in_flight_tokens;
     const int draft_len = draft_ ? draft_->max_len() : 0, draft_cached = sequence.in_flight ? shortest - 1 : sequence.draft_cached;
     const int tau = clamped_tau(wanted_tau(sequence), shortest, sequence.end_length, draft_cached, draft_len);
-    bool reserved = target_.cache().reserve(sequence.slot, std::min(target_reach(longest, tau), sequence.end_length));
-    if (tau) reserved = reserved && draft_->cache().reserve(sequence.slot, std::min({draft_reach(longest, tau), sequence.end_length, draft_len}));
+    bool reserved = reserve(false, sequence.slot, std::min(target_reach(longest, tau), sequence.end_length));
+    if (tau) reserved = reserved && reserve(true, sequence.slot, std::min({draft_reach(longest, tau), sequence.end_length, draft_len}));
     if (!reserved) throw EngineDead("[step] promised KV pages are not there");
     if (sequence.sent_tau != wanted_tau(sequence)) cycle_.set_wanted_tau(sequence.slot, sequence.sent_tau = wanted_tau(sequence));
     if (!sequence.running) cycle_.set_running(sequence.slot, sequence.running = true);
@@ -261,6 +235,7 @@ void Scheduler::profile_cycle() {
 void Scheduler::collect(std::vector<Output>& outputs) {
   const SpanScope span(backend_, Span::collect, int64_t(flights_.front().emits.size()));
   cycle_.wait();
+  plain_pass_seconds_.add(cycle_.verify_seconds());
   const Flight flight = std::move(flights_.front());
   flights_.pop_front();
   for (const auto& [id, most] : flight.emits) {

@@ -8,6 +8,7 @@ namespace paceline {
 
 struct RequestStats {
   int64_t num_requests = 0;  // that have finished
+  int64_t num_cached_prompt_tokens = 0;  // that the target did not read, since an earlier request had
   int64_t num_cycles = 0, num_draft_tokens = 0, num_accepted_draft_tokens = 0, num_emitted_tokens = 0;
   std::vector<int64_t> drafted_per_position, accepted_per_position;  // index = place in the cycle
   int64_t num_prefill_passes = 0;  // that fed it
@@ -25,6 +26,7 @@ struct RequestStats {
 
   void operator+=(const RequestStats& other) {
     num_requests += other.num_requests;
+    num_cached_prompt_tokens += other.num_cached_prompt_tokens;
     num_cycles += other.num_cycles;
     num_draft_tokens += other.num_draft_tokens;
     num_accepted_draft_tokens += other.num_accepted_draft_tokens;

@@ -73,6 +73,8 @@ class EngineOptions:
         profile_first: int,
         profile_last: int,
         cycles_in_flight: int,
+        prefill_chunk_beside: int,
+        prefix_cache_bytes: int,
     ) -> None: ...
 
 @final
@@ -100,6 +102,7 @@ class RequestParams:
 @final
 class RequestStats:
     num_requests: int
+    num_cached_prompt_tokens: int
     num_cycles: int
     num_draft_tokens: int
     num_accepted_draft_tokens: int

@@ -33,6 +33,7 @@ class Engine:
                  kv_dtype: KvDtype | Literal["auto"] = "auto", num_speculative_tokens: int | Literal["auto"] = "auto",
                  acceptance: AcceptanceRule = "coupled",
                  max_model_len: int | None = None, max_num_seqs: int = 1, max_queue: int = 1024, kv_cache_tokens: int | None = None,
+                 prefix_cache_bytes: int | None = None,
                  num_threads: int | None = None, weights_cache: PathLike | Literal["auto"] | None = None, warmup: bool = True) -> None:
         """Read the checkpoints and take all the memory that will ever be needed.
 
@@ -54,6 +55,9 @@ class Engine:
         kv_cache_tokens: positions of KV over all sequences, per model. None: max_num_seqs * min(max_model_len, 8192), less if
             that is more than a quarter of the free memory, on device cuda of what the weights leave. A request that needs more is a
             CapacityError.
+        prefix_cache_bytes: of both KV caches, at most, that requests leave when they end, for later ones whose prompts begin with the same
+            pages of 64 tokens, least recently used out first. It is part of the KV caches: whoever needs the room gets it. None: all
+            that nobody needs; 0: nothing. A reused prefix changes no bit of what comes out, only how soon; stats() counts the tokens.
         num_threads: of the CPU engine. None: one per core this process may use. With device="cuda" it stays None; where "auto" became
             CUDA it has no effect and info["notes"] says so.
         weights_cache: a directory for packed weights, some gigabytes per model and dtype: the next start maps them and checks every
@@ -70,7 +74,8 @@ class Engine:
         settings = resolve(
             target=target, draft=draft, tokenizer=tokenizer, device=device, dtype=dtype, draft_dtype=draft_dtype, kv_dtype=kv_dtype,
             num_speculative_tokens=num_speculative_tokens, acceptance=acceptance, max_model_len=max_model_len, max_num_seqs=max_num_seqs,
-            max_queue=max_queue, kv_cache_tokens=kv_cache_tokens, num_threads=num_threads, weights_cache=weights_cache)
+            max_queue=max_queue, kv_cache_tokens=kv_cache_tokens, prefix_cache_bytes=prefix_cache_bytes, num_threads=num_threads,
+            weights_cache=weights_cache)
         try:
             target_weights, target_note = settings.load(settings.target, settings.dtype)
             draft_weights, draft_note = settings.load(settings.draft, settings.draft_dtype) if settings.draft else (None, None)

@@ -26,6 +26,8 @@ class Stats:
     """What speculation did and what it cost. Times are in seconds."""
 
     num_requests: int
+    num_cached_prompt_tokens: int
+    """Tokens of prompts that the target did not read, since it had read them for earlier requests (the prefix cache)."""
     num_cycles: int
     num_tokens: int
     """Tokens emitted."""
@@ -65,7 +67,7 @@ class Stats:
     @classmethod
     def _of(cls, core: _core.RequestStats) -> "Stats":
         return cls(
-            num_requests=core.num_requests, num_cycles=core.num_cycles, num_tokens=core.num_emitted_tokens, num_draft_tokens=core.num_draft_tokens,
+            num_requests=core.num_requests, num_cached_prompt_tokens=core.num_cached_prompt_tokens, num_cycles=core.num_cycles, num_tokens=core.num_emitted_tokens, num_draft_tokens=core.num_draft_tokens,
             num_accepted_draft_tokens=core.num_accepted_draft_tokens, drafted_per_position=tuple(core.drafted_per_position),
             accepted_per_position=tuple(core.accepted_per_position),
             num_prefill_passes=core.num_prefill_passes, prefill_time=core.prefill_time,

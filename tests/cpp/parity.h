@@ -39,6 +39,7 @@ inline std::vector<Text> decode(const std::shared_ptr<Weights>& target, const st
   options.acceptance = acceptance;
   options.debug_hash = true;
   options.cycles_in_flight = cycles_in_flight();
+  options.prefix_cache_bytes = 0;
   Engine engine(backend(), target, draft, options);
   std::map<int64_t, size_t> place;
   std::vector<Text> texts(jobs.size());
@@ -101,7 +102,7 @@ inline void check_draft_kv(const std::shared_ptr<Weights>& draft, const std::vec
   const std::vector<Text> want = decode(draft, nullptr, 0, 4, cold);
   for (size_t i = 0; i < jobs.size(); ++i)
     for (size_t k = 0; k < texts[i].draft_kv.size(); ++k)
-      CHECK(k < want[i].target_kv.size() && texts[i].draft_kv[k] == want[i].target_kv[k], what, ", request ", i, ": the draft's KV row ", k);
+      CHECK(k < want[i].target_kv.size() && texts[i].draft_kv[k] == want[i].target_kv[k], what, ", request ", i, ": the draft's KV row ", k, " of ", texts[i].draft_kv.size(), ", cold ", want[i].target_kv.size(), ", prompt ", jobs[i].prompt.size(), ", tokens ", texts[i].tokens.size(), " ", name_of(texts[i].finish));
 }
 
 struct Pair {

@@ -61,7 +61,8 @@ class MachineEngine {
     options.max_model_len = max_model_len;
     options.max_num_seqs = num_slots;
     options.kv_cache_tokens = kv_cache_tokens;
-    options.prefill_chunk = prefill_chunk;
+    options.prefill_chunk = options.prefill_chunk_beside = prefill_chunk;
+    options.prefix_cache_bytes = 0;
     const auto model = [&](ScriptedModel::Role role, int max_len) {
       return std::make_unique<ScriptedModel>(*backend_, role, scripts_, vocab_size, Engine::limits_of(options, max_len));
     };

@@ -224,6 +224,49 @@ TEST(a_cancelled_request_leaves_the_others_as_they_were) {
   CHECK(std::equal(cut.first.begin(), cut.first.end(), whole.first.begin()));
 }
 
+// Pages that ended requests have left, prompts and outputs, while a cycle that was launched for them is still to run: the bits of a cold start.
+// Nothing is hashed here, since that would wait for the device.
+TEST(a_reused_prefix_gives_the_bits_of_a_cold_one) {
+  const SmallPair pair(DType::bf16);
+  for (DType kv : {DType::bf16, DType::fp32}) {
+    EngineOptions options = options_of(3, 2, 192, kv), off = options;
+    for (int id = 0; id < 83; ++id) options.token_bytes.push_back(std::string(1, char('a' + id % 26)));
+    off.token_bytes = options.token_bytes;
+    off.prefix_cache_bytes = 0;
+    off.num_speculative_tokens = 0;
+    Engine warm(backend(), pair.target, pair.draft, options), cold(backend(), pair.target, nullptr, off);
+    std::vector<int32_t> text = {3, 1, 4, 1, 5, 9, 2, 6};
+    int64_t found = 0, accepted = 0;
+    for (int turn = 0; turn < 5; ++turn) {
+      for (int i = 0; i < 24; ++i) text.push_back((7 * i + 11 * turn) % 83);
+      RequestParams params = params_of(12, turn % 2 ? 0.8 : 0);
+      if (turn == 1) params.stop = {"a", "b", "c", "d", "e"};  // ends when the device has gone on
+      std::vector<int> said, want;
+      std::vector<float> logprobs, cold_logprobs;
+      const int64_t id = warm.add(text, params);
+      for (int step = 0; !warm.idle(); ++step) {
+        if (turn == 2 && said.size() > 2) warm.cancel(id);
+        for (const Output& output : warm.step()) {
+          said.insert(said.end(), output.tokens.begin(), output.tokens.end());
+          logprobs.insert(logprobs.end(), output.logprobs.begin(), output.logprobs.end());
+          found += output.stats.num_cached_prompt_tokens, accepted += output.stats.num_accepted_draft_tokens;
+        }
+      }
+      cold.add(text, params);
+      while (!cold.idle())
+        for (const Output& output : cold.step()) {
+          want.insert(want.end(), output.tokens.begin(), output.tokens.end());
+          cold_logprobs.insert(cold_logprobs.end(), output.logprobs.begin(), output.logprobs.end());
+        }
+      CHECK(!said.empty() && (turn == 2 ? said.size() <= want.size() : said.size() == want.size()), "turn ", turn, ": ", said.size(), " tokens");
+      want.resize(said.size()), cold_logprobs.resize(said.size());
+      CHECK(said == want && logprobs == cold_logprobs, "turn ", turn);
+      text.insert(text.end(), said.begin(), said.end());
+    }
+    CHECK(found >= 2 * 64 && accepted > 0, found, " prompt tokens found, ", accepted, " drafts accepted");
+  }
+}
+
 // One launch, no allocation, no synchronisation: what a cycle asks of CUDA, counted.
 TEST(a_cycle_is_one_launch) {
   const SmallPair pair(DType::bf16);
