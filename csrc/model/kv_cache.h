@@ -34,6 +34,7 @@ class KvCache {
   std::vector<uint64_t> hashes(int slot, int positions, const AttentionShape& shape) const;
   const Pages& pages() const { return pages_; }
   size_t bytes() const { return storage_.bytes(); }
+  size_t table_bytes() const { return tables_.bytes(); }
 
  private:
   Backend& backend_;

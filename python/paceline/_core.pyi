@@ -21,6 +21,7 @@ class Backend:
     @staticmethod
     def load(path: str, device: int) -> Backend: ...
     def free_bytes(self) -> int: ...
+    def scratch_bytes(self) -> int: ...
     @property
     def description(self) -> str: ...
 
@@ -133,6 +134,19 @@ class Output:
     logits_hash: int
     target_kv_hashes: list[int]
     draft_kv_hashes: list[int]
+
+@final
+class MemoryUse:
+    """Bytes."""
+
+    weights: int
+    draft_weights: int
+    kv_cache: int
+    workspace: int
+
+def plan_memory(
+    backend: Backend, target: ModelConfig, dtype: str, draft: ModelConfig | None, draft_dtype: str, options: EngineOptions
+) -> MemoryUse: ...
 
 @final
 class Engine:
