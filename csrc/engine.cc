@@ -56,8 +56,8 @@ std::vector<Output> Engine::step() {
   Scheduler& scheduler = alive();
   try {
     return scheduler.step();
-  } catch (const std::exception& error) {
-    cause_of_death_ = error.what();
+  } catch (const std::exception&) {
+    cause_of_death_ = std::current_exception();  // takes no memory, which may be what was missing
   }
   alive();
   return {};
@@ -67,16 +67,20 @@ std::vector<float> Engine::verify(const std::vector<int32_t>& prefix, const std:
   Scheduler& scheduler = alive();
   try {
     return scheduler.verify(prefix, drafts);
-  } catch (const DeviceError& error) {  // what else it throws, it throws before it has begun
-    cause_of_death_ = error.what();
+  } catch (const DeviceError&) {  // what else it throws leaves the sequences as they were
+    cause_of_death_ = std::current_exception();
   }
   alive();
   return {};
 }
 
 Scheduler& Engine::alive() {
-  if (!cause_of_death_.empty()) throw EngineDead("[Engine] the engine cannot go on, build a new one: " + cause_of_death_);
-  return *scheduler_;
+  if (!cause_of_death_) return *scheduler_;
+  try {
+    std::rethrow_exception(cause_of_death_);
+  } catch (const std::exception& error) {
+    throw EngineDead(std::string("[Engine] the engine cannot go on, build a new one: ") + error.what());
+  }
 }
 
 size_t Engine::weight_bytes() const {
@@ -84,7 +88,7 @@ size_t Engine::weight_bytes() const {
 }
 size_t Engine::kv_bytes() const { return target_->cache().bytes() + (draft_ ? draft_->cache().bytes() : 0); }
 size_t Engine::workspace_bytes() const {
-  return scheduler_->workspace_bytes() + target_->workspace_bytes() + (draft_ ? draft_->workspace_bytes() : 0);
+  return scheduler_->workspace_bytes() + target_->workspace_bytes() + (draft_ ? draft_->workspace_bytes() : 0) + backend_->scratch_bytes();
 }
 
 }  // namespace paceline

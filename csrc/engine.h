@@ -9,6 +9,8 @@
 // Not thread-safe: one caller at a time (EngineThread is one). Computing threads are the backend's.
 #pragma once
 
+#include <exception>
+
 #include "decode/scheduler.h"
 #include "model/weights.h"
 
@@ -39,7 +41,7 @@ class Engine {
   int target_vocab_size() const { return target_->vocab_size(); }
   size_t weight_bytes() const;
   size_t kv_bytes() const;
-  size_t workspace_bytes() const;
+  size_t workspace_bytes() const;  // everything else that was taken, the backend's scratch included
 
   // What a model must be made for under these options.
   struct ModelLimits {
@@ -54,7 +56,7 @@ class Engine {
   std::shared_ptr<Weights> target_weights_, draft_weights_;
   std::unique_ptr<Model> target_, draft_;
   std::unique_ptr<Scheduler> scheduler_;
-  std::string cause_of_death_;
+  std::exception_ptr cause_of_death_;
 };
 
 }  // namespace paceline

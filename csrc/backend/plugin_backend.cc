@@ -45,6 +45,7 @@ class PluginGraph final : public Graph {
 class PluginBackend final : public Backend {
  public:
   PluginBackend(const BackendPlugin& plugin, int device) : plugin_(plugin) { check(plugin, plugin.create(device, &handle_)); }
+  PluginBackend(const BackendPlugin& plugin, void* handle) : plugin_(plugin), handle_(handle) {}
   ~PluginBackend() override { plugin_.destroy(handle_); }
 
   std::string description() const override { return plugin_.description(handle_); }
@@ -59,6 +60,12 @@ class PluginBackend final : public Backend {
     size_t bytes = 0;
     call(plugin_.free_bytes, &bytes);
     return bytes;
+  }
+  size_t scratch_bytes() const override { return plugin_.scratch_bytes(handle_); }
+  std::unique_ptr<Backend> dry() const override {
+    void* handle = nullptr;
+    check(plugin_, plugin_.dry(handle_, &handle));
+    return std::make_unique<PluginBackend>(plugin_, handle);
   }
 
   std::unique_ptr<Graph> capture(std::function<void()> line) override {

@@ -38,6 +38,7 @@ class KvCache {
   const Pages& pages() const { return pages_; }
   size_t bytes() const { return storage_.bytes(); }
   size_t page_bytes() const { return 2 * geometry_.num_layers * plane_bytes_ / pages_.num_pages(); }  // of all layers, keys and values
+  size_t table_bytes() const { return tables_.bytes(); }
 
  private:
   Backend& backend_;

@@ -7,6 +7,7 @@
 
 #include "async/engine_thread.h"
 #include "core/checksum.h"
+#include "memory_plan.h"
 
 namespace py = pybind11;
 using namespace py::literals;
@@ -212,6 +213,7 @@ void bind_loading(py::module_& m) {
              const Unlocked unlocked;
              return BackendHandle{shared(load_backend(path, device).release())};
            }, "path"_a, "device"_a)
+      .def("scratch_bytes", [](const BackendHandle& self) { return self.backend->scratch_bytes(); })
       .def("free_bytes", [](const BackendHandle& self) {
              const Unlocked unlocked;  // the device is asked
              return self.backend->free_bytes();
@@ -331,6 +333,19 @@ void bind_requests(py::module_& m) {
            }, "bell"_a, "whole"_a);
 }
 
+void bind_memory_plan(py::module_& m) {
+  py::class_<MemoryUse>(m, "MemoryUse")
+      .def_readonly("weights", &MemoryUse::weights)
+      .def_readonly("draft_weights", &MemoryUse::draft_weights)
+      .def_readonly("kv_cache", &MemoryUse::kv_cache)
+      .def_readonly("workspace", &MemoryUse::workspace);
+  m.def("plan_memory", [](const BackendHandle& backend, const ModelConfig& target, const std::string& dtype, const std::optional<ModelConfig>& draft,
+                          const std::string& draft_dtype, const EngineOptions& options) {
+          const Unlocked unlocked;
+          return plan_memory(*backend.backend, target, dtype_of(dtype), draft ? &*draft : nullptr, dtype_of(draft_dtype), options);
+        }, "backend"_a, "target"_a, "dtype"_a, "draft"_a, "draft_dtype"_a, "options"_a);
+}
+
 void bind_engine(py::module_& m) {
   py::class_<EngineThread, std::shared_ptr<EngineThread>>(m, "Engine")
       .def(py::init([](const BackendHandle& backend, std::shared_ptr<Weights> target, std::shared_ptr<Weights> draft,
@@ -368,5 +383,6 @@ PYBIND11_MODULE(_core, m) {
   py::register_exception<EngineDead>(m, "EngineDead", PyExc_RuntimeError);
   bind_loading(m);
   bind_requests(m);
+  bind_memory_plan(m);
   bind_engine(m);
 }

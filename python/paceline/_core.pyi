@@ -20,6 +20,7 @@ class Backend:
     @staticmethod
     def load(path: str, device: int) -> Backend: ...
     def free_bytes(self) -> int: ...
+    def scratch_bytes(self) -> int: ...
     @property
     def description(self) -> str: ...
 
@@ -163,6 +164,19 @@ class Submission:
 
 def interpreter_ends() -> None:
     """From now on calls of other threads that would fail stay where they are."""
+
+@final
+class MemoryUse:
+    """Bytes."""
+
+    weights: int
+    draft_weights: int
+    kv_cache: int
+    workspace: int
+
+def plan_memory(
+    backend: Backend, target: ModelConfig, dtype: str, draft: ModelConfig | None, draft_dtype: str, options: EngineOptions
+) -> MemoryUse: ...
 
 @final
 class Engine:

@@ -14,7 +14,8 @@ from paceline import _core, checks
 from paceline.chat_template import are_messages
 from paceline.devices import Device, ignored_on_cuda, make_backend, profile_cycles, refuse_on_cuda
 from paceline.kv_budget import available_memory, default_kv_cache_tokens, kv_bytes_per_position, weight_bytes
-from paceline.loading import Checkpoint, default_directory, load_cached_weights, load_weights, read_config
+from paceline.loading import Checkpoint, core_config, default_directory, load_cached_weights, load_weights, read_config
+from paceline.memory_plan import MemoryPlan, plan_memory
 from paceline.sampling_params import MAX_TAU
 from paceline.tokenizer import Tokenizer, refuse_other_tokenizer
 
@@ -70,12 +71,22 @@ class Settings:
             return load_weights(self.backend, checkpoint, dtype), None
         return load_cached_weights(self.weights_cache, self.backend, checkpoint, dtype)
 
+    def plan(self) -> MemoryPlan:
+        """Of an engine that is not built yet."""
+        draft = core_config(self.draft) if self.draft else None
+        free = self.backend.free_bytes() if self.device == "cuda" else available_memory()
+        return plan_memory(self.backend, core_config(self.target), self.dtype, draft, self.draft_dtype, self.for_core(), free)
+
     def no_room(self, error: Exception) -> _core.CapacityError:
-        """What decides how much an engine takes, instead of the name of a call."""
+        """How much an engine takes and what decides that, instead of the name of a call."""
+        try:
+            plan = f"; {self.plan()}"
+        except (RuntimeError, MemoryError):  # no room even for that
+            plan = ""
         dtypes = f"dtype={self.dtype!r}" + (f", draft_dtype={self.draft_dtype!r}" if self.draft else "")
         return _core.CapacityError(
             f"[Engine] no memory on device {self.device} for kv_cache_tokens={self.kv_cache_tokens}, max_num_seqs={self.max_num_seqs}, "
-            f"max_model_len={self.max_model_len}, {dtypes}: lower one of them, or take a smaller dtype ({error})")
+            f"max_model_len={self.max_model_len}, {dtypes}: lower one of them, or take a smaller dtype ({error}){plan}")
 
     def token_bytes(self) -> list[bytes]:
         """Empty without a tokenizer. Ids of the model that the tokenizer does not know cannot be chosen."""
@@ -108,7 +119,8 @@ class Settings:
 def resolve(*, target: PathLike, draft: PathLike | None, tokenizer: PathLike | tokenizers.Tokenizer | None, device: str, dtype: str,
             draft_dtype: str, kv_dtype: str, num_speculative_tokens: int | str, acceptance: str, max_model_len: int | None,
             max_num_seqs: int, max_queue: int, kv_cache_tokens: int | None, prefix_cache_bytes: int | None, num_threads: int | None,
-            weights_cache: PathLike | None) -> Settings:
+            weights_cache: PathLike | None, planning: bool = False) -> Settings:
+    """planning: the engine will not be built, and its checkpoints may lack their weights."""
     notes: list[str] = []
     _one_of("device", device, get_args(Device))
     _one_of("acceptance", acceptance, get_args(AcceptanceRule))
@@ -118,8 +130,8 @@ def resolve(*, target: PathLike, draft: PathLike | None, tokenizer: PathLike | t
     threads = 0 if num_threads is None else _integer("num_threads", num_threads, 1, 1024)
     tau = _tau(num_speculative_tokens, draft is not None)
     cache = default_directory() if weights_cache == "auto" else None if weights_cache is None else _path("weights_cache", weights_cache, _CACHE)
-    target_files = read_config(_directory("target", target))
-    draft_files = _within_its_window(read_config(_directory("draft", draft)), notes) if draft is not None else None
+    target_files = read_config(_directory("target", target), planning=planning)
+    draft_files = _within_its_window(read_config(_directory("draft", draft), planning=planning), notes) if draft is not None else None
     words = _tokenizer(tokenizer, target_files)
     _check_draft_tokenizer(words, draft_files, notes)
     target_dtype = _dtype("dtype", dtype, target_files, notes)

@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import dataclasses
+import inspect
 import weakref
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
@@ -13,6 +14,7 @@ import tokenizers
 from paceline import _core, checks
 from paceline.arguments import AcceptanceRule, Dtype, KvDtype, Messages, PathLike, Prompt, prompt_ids, render_messages, resolve
 from paceline.devices import Device
+from paceline.memory_plan import MemoryPlan
 from paceline.request import Request
 from paceline.results import Chunk, GenerationResult, Stats, Verification
 from paceline.sampling_params import SamplingParams
@@ -92,6 +94,15 @@ class Engine:
             "device": settings.backend.description, "warmup": warmup, "weight_bytes": self._core.weight_bytes, "kv_cache_bytes": self._core.kv_bytes,
             "workspace_bytes": self._core.workspace_bytes}
         """What is in use: every setting as resolved, memory in bytes, and notes on what was decided for the caller."""
+
+    @classmethod
+    def plan(cls, target: PathLike, draft: PathLike | None = None, **options: Any) -> MemoryPlan:
+        """What an engine of these arguments would take, and whether that is there. Nothing large is read or taken; checkpoints may
+        lack their weights. options: as in Engine(...), whose errors it raises.
+        """
+        given = inspect.signature(cls).bind(target, draft, **options)
+        given.apply_defaults()
+        return resolve(planning=True, **{name: value for name, value in given.arguments.items() if name != "warmup"}).plan()
 
     def submit(self, prompt: Prompt, sampling_params: SamplingParams | None = None, **overrides: Any) -> Request:
         """Hand over one prompt and go on: the request runs, or waits for its turn. `generate` and `stream` are built on this.

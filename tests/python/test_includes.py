@@ -14,6 +14,7 @@ MAY_INCLUDE = {
     "core/": ("core/",),
     "math/": ("math/",),
     "backend/backend.h": ("core/", "math/"),
+    "backend/planning": BELOW_BACKEND,
     "backend/plugin": (*BELOW_BACKEND, "backend/plugin.h"),
     "backend/cpu/": (*BELOW_BACKEND, "backend/cpu/"),
     "backend/cuda/": (*BELOW_BACKEND, "backend/plugin.h", "backend/cuda/"),
@@ -21,7 +22,8 @@ MAY_INCLUDE = {
     "decode/": (*BELOW_BACKEND, "model/", "decode/"),
     "engine.": (*BELOW_BACKEND, "model/", "decode/", "engine.h"),
     "async/": (*BELOW_BACKEND, "model/", "decode/", "engine.h", "async/"),
-    "python/": (*BELOW_BACKEND, "model/", "decode/", "engine.h", "async/"),
+    "memory_plan.": (*BELOW_BACKEND, "backend/planning_backend.h", "model/", "decode/", "engine.h", "memory_plan.h"),
+    "python/": (*BELOW_BACKEND, "model/", "decode/", "engine.h", "async/", "memory_plan.h"),
 }
 
 # Kernels are compiled once per instruction level. A template or inline function of the standard library would be emitted by

@@ -88,7 +88,7 @@ void CpuBackend::plan_draft(const CycleState& state, int step, const Rows& rows)
 }
 
 void CpuBackend::sample_draft(const CycleState& state, int step) {
-  pool_.run([&](int thread, int num_threads) {
+  pool_->run([&](int thread, int num_threads) {
     for (int slot = thread; slot < state.num_slots; slot += num_threads) {
       if (state.drafting[slot] <= step) continue;
       const ProcessedRow row = sampling_->process(draft_task(state, slot, step), scratch(thread));
@@ -115,7 +115,7 @@ void CpuBackend::plan_verify(const CycleState& state, const Rows& rows) {
 }
 
 void CpuBackend::accept(const CycleState& state, const float* logits, int vocab_size, const CycleResults& results) {
-  pool_.run([&](int thread, int num_threads) {
+  pool_->run([&](int thread, int num_threads) {
     for (int slot = thread; slot < state.num_slots; slot += num_threads)
       if (state.running[slot]) accept_slot(state, slot, logits + size_t(state.first_row[slot]) * vocab_size, vocab_size, results, thread);
   });
@@ -180,7 +180,7 @@ void CpuBackend::report(const float* row, int vocab_size, int token, const Cycle
 }
 
 void CpuBackend::log_softmax(const Rows& rows, const float* logits, int v, float* out) {
-  pool_.run([&](int thread, int num_threads) {
+  pool_->run([&](int thread, int num_threads) {
     for (int row = thread; row < *rows.live; row += num_threads) sampling_->log_softmax(logits + size_t(row) * v, v, out + size_t(row) * v);
   });
 }

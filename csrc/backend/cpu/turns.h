@@ -1,0 +1,26 @@
+// Turns at something that serves one thread at a time: first come, first served, so that two callers in a loop alternate. Who waits
+// sleeps; who has the turn may take it again, and has it until it has given it back as often.
+#pragma once
+
+#include <pthread.h>
+
+#include <atomic>
+#include <cstdint>
+
+namespace paceline::cpu {
+
+class Turns {
+ public:
+  void take();
+  void give();
+  // Threads that have asked and wait.
+  int num_waiting() const;
+
+ private:
+  std::atomic<uint32_t> issued_{0};  // tickets
+  alignas(64) std::atomic<uint32_t> serving_{0};
+  std::atomic<pthread_t> owner_{0};  // 0: nobody. A thread finds itself here only if it has put itself here
+  int depth_ = 0;                    // the owner's: how often it has taken the turn again
+};
+
+}  // namespace paceline::cpu
