@@ -249,7 +249,8 @@ void Scheduler::collect(std::vector<Output>& outputs) {
 }
 
 size_t Scheduler::workspace_bytes() const {
-  return cycle_.workspace_bytes() + prefill_rows_.bytes() + verify_rows_.bytes() + verify_logits_.bytes() + verify_logprobs_.bytes();
+  return cycle_.workspace_bytes() + prefill_rows_.bytes() + prefill_stamps_.bytes() + verify_rows_.bytes() + verify_logits_.bytes() +
+         verify_logprobs_.bytes();
 }
 
 }  // namespace paceline
