@@ -35,23 +35,31 @@ PrefixCache::Found PrefixCache::adopt(int slot, std::span<const int32_t> tokens,
 void PrefixCache::keep(int slot, std::span<const int32_t> tokens, int target_positions, int draft_positions) {
   ++now_;
   chain_.clear();
+  // Behind pages of others, what a fork holds as well is not kept: the fork would hold it without its ancestors.
+  const auto may_stay = [](const Pool& pool, int page, bool others) { return !others || pool.pages->references(page) == 1; };
+  bool others = false, others_drafts = false;
   int parent = kRoot;
   for (int i = 0; (i + 1) * size_ <= target_positions; ++i) {
-    const auto own = tokens.subspan(size_t(i) * size_, size_);
-    int page = find(parent, own);
+    const auto of_page = tokens.subspan(size_t(i) * size_, size_);
+    const int own = target_.pages->table(slot)[i];
+    int page = find(parent, of_page);
     if (page == kNobody) {
-      if (!make_room(target_.page_bytes)) break;
-      page = target_.pages->table(slot)[i];
-      add(page, parent, own);
+      if (!may_stay(target_, own, others) || !make_room(target_.page_bytes)) break;
+      add(page = own, parent, of_page);
     }
+    others |= page != own;
     Node& node = nodes_[page];
     node.last_use = now_;
     chain_.push_back(page);
-    const bool behind_others = parent == kRoot || nodes_[parent].draft_page >= 0;
-    if (node.draft_page < 0 && behind_others && (i + 1) * size_ <= draft_positions && make_room(draft_.page_bytes)) {
-      node.draft_page = draft_.pages->table(slot)[i];
-      draft_.pages->retain(node.draft_page);
-      bytes_ += draft_.page_bytes;
+    if ((i + 1) * size_ <= draft_positions) {
+      const int own_draft = draft_.pages->table(slot)[i];
+      const bool first = parent == kRoot || nodes_[parent].draft_page >= 0;  // of those without a draft's page
+      if (node.draft_page < 0 && first && may_stay(draft_, own_draft, others_drafts) && make_room(draft_.page_bytes)) {
+        node.draft_page = own_draft;
+        draft_.pages->retain(own_draft);
+        bytes_ += draft_.page_bytes;
+      }
+      others_drafts |= node.draft_page != own_draft;
     }
     parent = page;
   }

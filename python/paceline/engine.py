@@ -59,7 +59,8 @@ class Engine:
             CapacityError.
         prefix_cache_bytes: of both KV caches, at most, that requests leave when they end, for later ones whose prompts begin with the same
             pages of 64 tokens, least recently used out first. It is part of the KV caches: whoever needs the room gets it. None: all
-            that nobody needs; 0: nothing. A reused prefix changes no bit of what comes out, only how soon; stats() counts the tokens.
+            that nobody needs; 0: nothing. A reused prefix changes no bit of what comes out, only how soon, and stats() counts its tokens:
+            0 where requests must not learn from that whether others began alike.
         num_threads: of the CPU engine. None: one per core this process may use. With device="cuda" it stays None; where "auto" became
             CUDA it has no effect and info["notes"] says so.
         weights_cache: a directory for packed weights, some gigabytes per model and dtype: the next start maps them and checks every

@@ -63,9 +63,10 @@ std::vector<Text> decode(TableEngine& engine, const std::vector<RequestParams>& 
 }
 
 // z of sum(A_j - b_j), a martingale: b_j is the exact acceptance of row j given everything before it.
-double acceptance_z(Acceptance rule, DraftKind kind, const RequestParams& base, int batch, long judged_goal, double* mean) {
+double acceptance_z(Acceptance rule, DraftKind kind, const RequestParams& base, int batch, long judged_goal, double* mean,
+                    const std::vector<int32_t>& prompt = kPrompt) {
   constexpr int kTau = 3, kTokens = 20;
-  TableEngine engine(table_pair(kIds, kind), rule, kTau, batch, 64);
+  TableEngine engine(table_pair(kIds, kind), rule, kTau, batch, int(prompt.size()) + 64);
   std::map<int64_t, std::vector<int>> texts;
   std::map<std::pair<int, int>, double> known;  // by the last two tokens, when nothing else matters
   const bool has_history = base.repetition_penalty != 1 || base.frequency_penalty != 0;
@@ -76,7 +77,7 @@ double acceptance_z(Acceptance rule, DraftKind kind, const RequestParams& base, 
     RequestParams p = base;
     p.max_tokens = kTokens;
     p.seed = seed++;
-    texts[engine->add(kPrompt, p)].assign(kPrompt.begin(), kPrompt.end());
+    texts[engine->add(prompt, p)].assign(prompt.begin(), prompt.end());
   };
   for (int i = 0; i < batch; ++i) ask();
   while (judged < judged_goal)
@@ -87,7 +88,7 @@ double acceptance_z(Acceptance rule, DraftKind kind, const RequestParams& base, 
         auto found = known.find(context);
         double b;
         if (found == known.end() || has_history) {
-          b = exact_acceptance(rule, engine.target_law(base, text, int(kPrompt.size())), engine.draft_law(base, text, int(kPrompt.size())));
+          b = exact_acceptance(rule, engine.target_law(base, text, int(prompt.size())), engine.draft_law(base, text, int(prompt.size())));
           known[context] = b;
         } else {
           b = found->second;
@@ -103,6 +104,8 @@ double acceptance_z(Acceptance rule, DraftKind kind, const RequestParams& base, 
       texts.erase(output.request);
       ask();
     }
+  const RequestStats all = engine->stats();  // all but the first ones begin with pages that others have left
+  CHECK(all.num_cached_prompt_tokens >= (all.num_requests - batch) * int64_t((prompt.size() - 1) / kPagePositions * kPagePositions));
   *mean = accepted / double(judged);
   return variance > 0 ? sum / std::sqrt(variance) : sum;
 }
@@ -120,6 +123,22 @@ TEST(acceptance_is_its_exact_expectation) {
         const double z = acceptance_z(rule, kind, p, variant == 2 ? 7 : 1, 160000, &mean);
         CHECK(std::fabs(z) < 5, "rule ", int(rule), ", draft ", int(kind), ", variant ", variant, ": z = ", z, ", mean acceptance ", mean);
         if (variant == 0 && kind == DraftKind::noisy) std::printf("      %s: %.4f accepted, z = %.2f\n", rule == Acceptance::coupled ? "coupled" : "rejection", mean, z);
+      }
+}
+
+// Behind a prefix that earlier requests have left in both caches, what is accepted is the same: no row of the draft is missing or another's.
+TEST(acceptance_is_its_exact_expectation_behind_a_reused_prefix) {
+  std::vector<int32_t> prompt;
+  for (int i = 0; i < 127; ++i) prompt.push_back(i * i % kIds);
+  prompt.insert(prompt.end(), kPrompt.begin(), kPrompt.end());  // 130 tokens: cycles of a warm request draft at once
+  for (Acceptance rule : {Acceptance::coupled, Acceptance::rejection})
+    for (DraftKind kind : {DraftKind::noisy, DraftKind::smaller})
+      for (int batch : {1, 4}) {
+        RequestParams p;
+        p.temperature = 1;
+        double mean;
+        const double z = acceptance_z(rule, kind, p, batch, 160000, &mean, prompt);
+        CHECK(std::fabs(z) < 5, "rule ", int(rule), ", draft ", int(kind), ", batch ", batch, ": z = ", z, ", mean acceptance ", mean);
       }
 }
 

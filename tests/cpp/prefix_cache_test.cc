@@ -1,5 +1,6 @@
 // The tree of kept pages against a plain map from texts to pages: what is found, what goes and in which order, what it weighs. Pages have
 // memory here, a token per position and model, so that a page that is not what the tree says shows in what a slot reads.
+#include <algorithm>
 #include <map>
 #include <random>
 #include <set>
@@ -90,19 +91,25 @@ class World {
 
   void step() {
     const int slot = below(int(slots_.size()));
-    const int choice = below(6);
+    const int choice = below(7);
     if (!slots_[slot].active) start(slot);
     else if (choice == 0) end(slot, true);
     else if (choice == 1) end(slot, below(4) > 0);
     else if (choice == 2) extend(slot);
     else if (choice == 3) cache_target(slot);
+    else if (choice == 4) fork(slot, below(int(slots_.size())));
     else cache_draft(slot);
     check();
   }
 
-  long hits = 0, evicted = 0, refused = 0, kept_drafts = 0;
+  long hits = 0, evicted = 0, refused = 0, kept_drafts = 0, forks = 0;
 
  private:
+  int holders(const Memory& memory, int page) const {
+    int count = 0;
+    for (int slot = 0; slot < int(slots_.size()); ++slot) count += int(std::count(memory.pages.table(slot), memory.pages.table(slot) + memory.pages.held(slot), page));
+    return count;
+  }
   int below(int n) { return int(random_() % unsigned(n)); }
 
   void start(int slot) {
@@ -176,25 +183,50 @@ class World {
     for (; s.draft_cached < end; ++s.draft_cached) draft_.write(slot, s.draft_cached, s.tokens[s.draft_cached]);
   }
 
+  // Another slot goes on from here, or from some way back.
+  void fork(int slot, int to) {
+    if (slots_[to].active) return;
+    const Slot& s = slots_[slot];
+    const int positions = below(2) ? s.target_cached : below(s.target_cached + 1);
+    const auto share = [&](Memory& memory, int count) {
+      Pages::Copy copy;
+      if (!memory.pages.share(slot, to, count, copy)) return false;
+      if (copy.from >= 0) std::copy_n(memory.values.begin() + copy.from * size_, size_, memory.values.begin() + copy.to * size_);
+      return true;
+    };
+    if (!share(target_, positions)) return;
+    slots_[to] = {{s.tokens.begin(), s.tokens.begin() + positions + 1}, positions, 0, true};
+    slots_[to].tokens.back() = below(2);
+    if (const int drafts = std::min(positions, s.draft_cached); share(draft_, drafts)) slots_[to].draft_cached = drafts;
+    ++forks;
+  }
+
   void end(int slot, bool keep) {
     Slot& s = slots_[slot];
     if (keep) {
       const std::set<int> held = target_.held_by_slots(int(slots_.size()));
       ++reference_.now;
-      bool parent_has_draft = true;
+      bool parent_has_draft = true, others = false, others_drafts = false;
       for (int end = size_; end <= s.target_cached; end += size_) {
         const std::vector<int32_t> text(s.tokens.begin(), s.tokens.begin() + end);
         auto entry = reference_.entries.find(text);
+        const int own = target_.pages.table(slot)[end / size_ - 1];
         if (entry == reference_.entries.end()) {
+          if (others && holders(target_, own) > 1) break;
           if (!reference_.make_room(kTargetBytes, held)) break;
-          entry = reference_.entries.emplace(text, Reference::Entry{target_.pages.table(slot)[end / size_ - 1], -1, 0}).first;
+          entry = reference_.entries.emplace(text, Reference::Entry{own, -1, 0}).first;
           reference_.bytes += kTargetBytes;
         }
         entry->second.used = reference_.now;
-        if (entry->second.draft < 0 && parent_has_draft && end <= s.draft_cached && reference_.make_room(kDraftBytes, held)) {
-          entry->second.draft = draft_.pages.table(slot)[end / size_ - 1];
-          reference_.bytes += kDraftBytes;
-          ++kept_drafts;
+        others |= entry->second.target != own;
+        if (end <= s.draft_cached) {
+          const int own_draft = draft_.pages.table(slot)[end / size_ - 1];
+          if (entry->second.draft < 0 && parent_has_draft && !(others_drafts && holders(draft_, own_draft) > 1) && reference_.make_room(kDraftBytes, held)) {
+            entry->second.draft = own_draft;
+            reference_.bytes += kDraftBytes;
+            ++kept_drafts;
+          }
+          others_drafts |= entry->second.draft != own_draft;
         }
         parent_has_draft = entry->second.draft >= 0;
       }
@@ -253,16 +285,16 @@ class World {
 }  // namespace
 
 TEST(a_tree_is_a_map) {
-  long hits = 0, evicted = 0, refused = 0, kept_drafts = 0;
-  for (unsigned round = 0; round < 400; ++round) {
-    const int size = 1 + int(round % 4), slots = 1 + int(round % 3), num_pages = 4 + int(round * 7 % 23);
+  long hits = 0, evicted = 0, refused = 0, kept_drafts = 0, forks = 0;
+  for (unsigned round = 0; round < 6000; ++round) {
+    const int size = 1 + int(round % 4), slots = 1 + int(round % 5), num_pages = 4 + int(round * 7 % 23);
     const int64_t budgets[] = {-1, -1, 0, 999, 1000, 1300, 2600, 5200};
     World world(round, num_pages, slots, size, budgets[round % 8]);
     for (int step = 0; step < 150; ++step) world.step();
-    hits += world.hits, evicted += world.evicted, refused += world.refused, kept_drafts += world.kept_drafts;
+    hits += world.hits, evicted += world.evicted, refused += world.refused, kept_drafts += world.kept_drafts, forks += world.forks;
   }
-  std::printf("%ld hits, %ld evictions for slots, %ld refusals, %ld pages of drafts kept\n", hits, evicted, refused, kept_drafts);
-  CHECK(hits > 2000 && evicted > 1000 && refused > 500 && kept_drafts > 1000);
+  std::printf("%ld hits, %ld evictions for slots, %ld refusals, %ld pages of drafts kept, %ld forks\n", hits, evicted, refused, kept_drafts, forks);
+  CHECK(hits > 30000 && evicted > 10000 && refused > 10000 && kept_drafts > 10000 && forks > 5000);
 }
 
 // With a draft or without one, in pages as the engine has them.
