@@ -21,7 +21,7 @@ struct FailureRun {
 // no allocation behind. afterwards(run) is called with all memory back. Returns the number of runs in which something failed.
 inline long fail_every_allocation(const std::function<void(const FailureRun&)>& scenario, const std::function<void(const FailureRun&)>& afterwards) {
   const char* given = std::getenv("PACELINE_ALLOCATION_STRIDE");
-  const long stride = given ? std::max(1, std::atoi(given)) : 37;
+  const long stride = given ? std::max(1, std::atoi(given)) : 11;
   for (long n : {-1, 0}) scenario({n, false, ""});  // what is made once for the process
   long runs = 0;
   for (bool for_good : {false, true}) {

@@ -76,6 +76,7 @@ class Session {
 }  // namespace
 
 TEST(engines_of_as_many_threads_share_them) {
+  std::thread([] {}).join();  // a sanitizer starts one of its own with the first
   const int before = num_threads_here();
   {
     std::vector<std::shared_ptr<Backend>> backends;
@@ -317,9 +318,9 @@ TEST(a_forked_child_is_told_and_can_build_anew) {
   done = true;
   holder.join();
   CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 7, WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status));
-  int ran = 0;
-  pool->run([&](int thread, int) { ran += thread == 0; });
-  CHECK(ran == 1, "the parent goes on");
+  std::atomic<int> ran{0};
+  pool->run([&](int, int) { ++ran; });
+  CHECK(ran == 2, "the parent goes on");
 }
 
 TEST_MAIN()
