@@ -59,6 +59,8 @@ class Settings:
     profile_cycles: tuple[int, int]
     """Cycles that a profiler captures, counted from 1; (0, 0): none."""
     device: Literal["cpu", "cuda"]
+    num_threads: int | None
+    """Computing threads; None on device cuda, which has none."""
     backend: _core.Backend
 
     def load(self, checkpoint: Checkpoint, dtype: str) -> tuple[_core.Weights, str | None]:
@@ -96,7 +98,7 @@ class Settings:
             "draft_dtype": self.draft_dtype if self.draft else None, "kv_dtype": self.kv_dtype,
             "num_speculative_tokens": self.num_speculative_tokens, "acceptance": self.acceptance, "max_model_len": self.max_model_len,
             "max_num_seqs": self.max_num_seqs, "kv_cache_tokens": self.kv_cache_tokens, "vocab_size": self.vocab_size,
-            "weights_cache": str(self.weights_cache) if self.weights_cache else None,
+            "weights_cache": str(self.weights_cache) if self.weights_cache else None, "num_threads": self.num_threads,
             "eos_token_ids": self.target.eos_token_ids, "notes": self.notes}
 
 
@@ -133,7 +135,8 @@ def resolve(*, target: PathLike, draft: PathLike | None, tokenizer: PathLike | t
         num_speculative_tokens=tau, acceptance=acceptance, max_model_len=length, max_num_seqs=num_seqs,
         kv_cache_tokens=_kv_cache_tokens(kv_cache_tokens, num_seqs, length, per_position, max(0, free), notes),
         weights_cache=cache, vocab_size=_vocab_size(target_files, words), notes=tuple(notes),
-        profile_cycles=profile_cycles(), device=kind, backend=backend)
+        profile_cycles=profile_cycles(), device=kind, num_threads=(threads or len(os.sched_getaffinity(0))) if kind == "cpu" else None,
+        backend=backend)
 
 
 def _directory(role: str, given: PathLike) -> Path:
@@ -239,6 +242,8 @@ def prompt_ids(prompt: Prompt, tokenizer: Tokenizer | None) -> list[int]:
     if are_messages(parts):
         text = render_messages("generate", "prompt", parts, tokenizer)
         return _with_tokenizer(tokenizer, "messages").encode(text, special_tokens=False)  # a template writes them itself
+    if any(isinstance(each, Mapping) for each in parts):
+        raise ValueError("[generate] prompt must be text, token ids or messages, got messages among others")
     if any(isinstance(each, str) for each in parts):
         raise ValueError("[generate] prompt must be text, token ids or messages, got several texts: generate_batch takes several prompts")
     return checks.token_ids("generate", "prompt", parts)
