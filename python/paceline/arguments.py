@@ -63,6 +63,8 @@ class Settings:
     profile_cycles: tuple[int, int]
     """Cycles that a profiler captures, counted from 1; (0, 0): none."""
     device: Literal["cpu", "cuda"]
+    num_threads: int | None
+    """Computing threads; None on device cuda, which has none."""
     backend: _core.Backend
 
     def load(self, checkpoint: Checkpoint, dtype: str) -> tuple[_core.Weights, str | None]:
@@ -112,7 +114,7 @@ class Settings:
             "num_speculative_tokens": self.num_speculative_tokens, "acceptance": self.acceptance, "max_model_len": self.max_model_len,
             "max_num_seqs": self.max_num_seqs, "max_queue": self.max_queue, "kv_cache_tokens": self.kv_cache_tokens,
             "prefix_cache_bytes": self.prefix_cache_bytes, "vocab_size": self.vocab_size,
-            "weights_cache": str(self.weights_cache) if self.weights_cache else None,
+            "weights_cache": str(self.weights_cache) if self.weights_cache else None, "num_threads": self.num_threads,
             "eos_token_ids": self.target.eos_token_ids, "notes": self.notes}
 
 
@@ -153,7 +155,8 @@ def resolve(*, target: PathLike, draft: PathLike | None, tokenizer: PathLike | t
         num_speculative_tokens=tau, acceptance=acceptance, max_model_len=length, max_num_seqs=num_seqs, max_queue=queue,
         kv_cache_tokens=_kv_cache_tokens(kv_cache_tokens, num_seqs, length, per_position, max(0, free), notes),
         prefix_cache_bytes=prefixes, weights_cache=cache, vocab_size=_vocab_size(target_files, words), notes=tuple(notes),
-        profile_cycles=profile_cycles(), device=kind, backend=backend)
+        profile_cycles=profile_cycles(), device=kind, num_threads=(threads or len(os.sched_getaffinity(0))) if kind == "cpu" else None,
+        backend=backend)
 
 
 def _directory(role: str, given: PathLike) -> Path:
@@ -259,6 +262,8 @@ def prompt_ids(prompt: Prompt, tokenizer: Tokenizer | None) -> list[int]:
     if are_messages(parts):
         text = render_messages("generate", "prompt", parts, tokenizer)
         return _with_tokenizer(tokenizer, "messages").encode(text, special_tokens=False)  # a template writes them itself
+    if any(isinstance(each, Mapping) for each in parts):
+        raise ValueError("[generate] prompt must be text, token ids or messages, got messages among others")
     if any(isinstance(each, str) for each in parts):
         raise ValueError("[generate] prompt must be text, token ids or messages, got several texts: generate_batch takes several prompts")
     return checks.token_ids("generate", "prompt", parts)

@@ -39,7 +39,9 @@ _WIDE = re.compile(r"(?:\d{4,}|\*)[\d.*hlL]*[diouxXeEfFgGcrsa%]")
 class Budget:
     """Of one rendering. Whatever exceeds it is a ModelFileError that names the limit."""
 
-    def __init__(self, limits: Limits, where: str) -> None:
+    def __init__(self, limits: Limits, where: str, plain: tuple[type, ...] = ()) -> None:
+        """plain: types, besides those of JSON, whose values may be printed and compared."""
+        self._plain: tuple[type, ...] = (int, float, type(None), range, *plain)
         self._limits, self._where = limits, where
         self._made = self._iterations = self._macros = 0
         self._until = time.thread_time() + limits.seconds
@@ -102,6 +104,8 @@ class Budget:
                 pending += each.values()
             elif isinstance(each, (list, tuple, KeysView, ValuesView, ItemsView)):
                 pending += each
+            elif not isinstance(each, self._plain):
+                raise ModelFileError(f"{self._where}: chat template: expected texts, numbers, lists and mappings, found {type(each).__name__}")
             if total > self._limits.text:
                 raise self.exceeded(f"values of at most {self._limits.text} characters")
         return total

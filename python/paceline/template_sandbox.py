@@ -41,11 +41,9 @@ COMPARING = ("dictsort", "max", "min", "sort", "unique")
 """Filters that look into what they get."""
 PASSING = ("abs", "count", "d", "default", "first", "items", "last", "length", "list", "map", "reject", "rejectattr", "reverse", "select", "selectattr")
 """Filters that look at no element, or have it looked at by other filters and tests."""
-ASKED = ("boolean", "defined", "divisibleby", "even", "false", "float", "in", "integer", "iterable", "lower", "mapping", "none", "number", "odd",
-         "sameas", "sequence", "string", "true", "undefined", "upper", "eq", "==", "equalto", "ne", "!=", "gt", ">", "greaterthan", "ge", ">=", "lt",
-         "<", "lessthan", "le", "<=")
-
-
+KINDS = ("boolean", "defined", "false", "float", "integer", "iterable", "mapping", "none", "number", "sameas", "sequence", "string", "true", "undefined")
+"""Tests that ask what a value is, not what is in it."""
+RELATIONS = ("in", "lower", "upper", "eq", "==", "equalto", "ne", "!=", "gt", ">", "greaterthan", "ge", ">=", "lt", "<", "lessthan", "le", "<=")
 JINJA_FILTERS: Mapping[str, Any] = FILTERS
 JINJA_TESTS: Mapping[str, Any] = TESTS
 
@@ -66,12 +64,12 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self.filters = {name: self._guarded(JINJA_FILTERS[name], name) for name in (*WRITING, *COMPARING, *PASSING)}
         self.filters |= {"join": self._join, "replace": self._replace, "indent": self._indent, "tojson": self._tojson, "int": self._int,
                          "float": self._float, "round": _round, "safe": str, "e": self._escape, "escape": self._escape}
-        self.tests = {name: self._guarded(JINJA_TESTS[name], name) for name in ASKED}
+        self.tests = {name: JINJA_TESTS[name] for name in KINDS} | {name: self._guarded(JINJA_TESTS[name], name) for name in RELATIONS}
         self.tests |= {name: _of_integers(JINJA_TESTS[name]) for name in ("divisibleby", "even", "odd")}
 
     def read(self, source: str) -> tuple[jinja2.Template, set[str]]:
         """(template, names that it asks for). Raises ModelFileError."""
-        self._running.budget = Budget(self._limits, self._where)
+        self._running.budget = Budget(self._limits, self._where, (jinja2.Undefined,))
         try:
             _check_brackets(self, source)
             tree = self.parse(source)
@@ -87,7 +85,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def render(self, template: jinja2.Template, variables: Mapping[str, Any]) -> str:
         """Raises ModelFileError when it breaks a limit, Refused when it says so, and whatever its expressions raise."""
-        budget = self._running.budget = Budget(self._limits, self._where)
+        budget = self._running.budget = Budget(self._limits, self._where, (jinja2.Undefined,))
         pieces: list[str] = []
         length = 0
         for piece in template.root_render_func(template.new_context(dict(variables))):

@@ -85,7 +85,7 @@ def config_of(values: dict[str, Any], where: str) -> tuple[str, ModelConfig, int
 
 def _architecture(fields: Fields) -> str:
     names = fields.values.get("architectures")
-    if not isinstance(names, list) or len(names) != 1 or names[0] not in ARCHITECTURES:
+    if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str) or names[0] not in ARCHITECTURES:
         raise fields.error("architectures", "one of " + ", ".join(ARCHITECTURES), names)
     return str(names[0])
 
