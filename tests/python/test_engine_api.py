@@ -128,7 +128,7 @@ def test_a_dropped_stream_is_cancelled():
         emitted = sum(len(next(stream).token_ids) for _ in range(3))
         del stream
         assert len(engine.generate(PROMPT, max_tokens=5).token_ids) == 5  # there is one place: it would wait for the other's end
-        assert (engine.stats().num_requests, engine.stats().num_tokens) == (2, emitted + 5)
+        assert engine.stats().num_requests == 2 and emitted + 5 <= engine.stats().num_tokens < 300  # of 512: the engine does not wait for its reader
 
 
 def test_threads_share_an_engine(engine):
