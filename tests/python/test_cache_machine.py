@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 import paceline_testing as core
+from machines import SCALE, SEED, seeded
 
 MAX_LEN, TAU, SLOTS = 24, 4, 5
 TARGET_POOL, DRAFT_POOL = 56, 40  # positions: about half of what the slots could hold, so that either pool runs short
@@ -237,12 +238,12 @@ def machine(page_positions, draft_max_len, fault=None):
 
 def run(page_positions, draft_max_len, fault=None, examples=400):
     phases = [Phase.generate] if fault else [Phase.generate, Phase.shrink]
-    run_state_machine_as_test(machine(page_positions, draft_max_len, fault), settings=settings(
-        max_examples=examples, stateful_step_count=50, deadline=None, database=None, derandomize=True, phases=phases,
+    run_state_machine_as_test(seeded(machine(page_positions, draft_max_len, fault)), settings=settings(
+        max_examples=int(examples * SCALE), stateful_step_count=50, deadline=None, database=None, derandomize=SEED is None, phases=phases,
         print_blob=False, report_multiple_bugs=False, suppress_health_check=list(HealthCheck)))
 
 
-@pytest.mark.parametrize("page_positions, draft_max_len", [(1, MAX_LEN), (4, 21), (8, 2 * MAX_LEN)])
+@pytest.mark.parametrize("page_positions, draft_max_len", [(1, MAX_LEN), (4, 21), (8, 2 * MAX_LEN), (16, MAX_LEN)])
 def test_sequences_are_lists(page_positions, draft_max_len):
     run(page_positions, draft_max_len)
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import safetensors
 
 from paceline._core import ModelFileError
+from paceline.loading.reads import read_exactly
 from paceline.loading.strict_json import parse_object
 
 MAX_HEADER = 16 << 20
@@ -63,6 +64,8 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         if not stat.S_ISREG(status.st_mode):
             raise ModelFileError(f"{path}: expected a regular file, found something else")
         tensors = _parse(path, descriptor, FileState.of(status))
+    except OSError as error:
+        raise ModelFileError(f"{path}: cannot be read: {error.strerror}") from error
     finally:
         os.close(descriptor)
     try:
@@ -79,10 +82,10 @@ def _parse(path: Path, descriptor: int, state: FileState) -> dict[str, StoredTen
     file_size = state.size
     if file_size < 8:
         raise ModelFileError(f"{path}: expected at least 8 bytes, found {file_size}")
-    (size,) = struct.unpack("<Q", os.pread(descriptor, 8, 0))
+    (size,) = struct.unpack("<Q", read_exactly(descriptor, 8, 0))
     if not 2 <= size <= min(MAX_HEADER, file_size - 8):
         raise ModelFileError(f"{path}: expected a header of 2 to {min(MAX_HEADER, file_size - 8)} bytes, found a length of {size}")
-    header = os.pread(descriptor, size, 8)
+    header = read_exactly(descriptor, size, 8)
     if len(header) != size or header[:1] != b"{":
         raise ModelFileError(f"{path}: expected a header that starts with {{, found {header[:8]!r}")
     entries = parse_object(header, str(path))
