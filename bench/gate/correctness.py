@@ -87,7 +87,8 @@ def run(gate, built, scratch):
         "parity": sizes,
         "invariance": dict(starts=[5], most=3) if gate.stub else dict(starts=[1, 5, 48, 63, 64, 65, 100, 127, 200], most=16),
         "greedy": dict(prompts=1, tokens=4) if gate.stub else dict(prompts=8, tokens=200),
-        "beside": dict(prompts=2, tokens=4, processes=1, minutes=2) if gate.stub else dict(prompts=8, tokens=120, processes=2, minutes=4)}
+        "beside": dict(prompts=2, tokens=3, processes=1, neighbours=0, runs=1, minutes=2) if gate.stub else dict(  # the stub has one thread
+            prompts=8, tokens=120, processes=2, neighbours=1, runs=5, minutes=4)}
     for job, details in asked.items():
         gate.stream(job, built.worker(job, json.dumps(details)), limit=300, environment=built.environment, status=PASSED)
     check_parity(gate, 16 if gate.stub else TOKENS)

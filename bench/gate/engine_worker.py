@@ -121,8 +121,8 @@ def unexplained(where, row, cpu_row, token, cpu_token):
     return ""
 
 
-def beside(prompts, tokens, processes, minutes):
-    """Seeded texts while other processes, and another engine of this one, keep the device busy: only latency may change."""
+def beside(prompts, tokens, processes, neighbours, runs, minutes):
+    """Seeded texts while other processes, and other engines of this one, keep the device busy: only latency may change."""
     cell, over = "seeded texts beside other work", threading.Event()
 
     def texts(engine):
@@ -140,11 +140,12 @@ def beside(prompts, tokens, processes, minutes):
         quiet, alone = texts(engine)
         others = [subprocess.Popen([sys.executable, __file__, "busy", json.dumps(dict(tokens=tokens, seconds=60 * minutes))],
                                    stdout=subprocess.PIPE) for _ in range(processes)]
-        thread = threading.Thread(target=neighbour)
-        thread.start()
+        threads = [threading.Thread(target=neighbour) for _ in range(neighbours)]
+        for thread in threads:
+            thread.start()
         try:
             started = [bool(other.stdout.readline()) for other in others]  # each has decoded
-            runs = [texts(engine) for _ in range(5)]
+            done = [texts(engine) for _ in range(runs)]
             alive = [other.poll() is None for other in others]
         finally:
             over.set()
@@ -152,12 +153,13 @@ def beside(prompts, tokens, processes, minutes):
                 other.kill()
                 other.wait()
                 other.stdout.close()
-            thread.join()
+            for thread in threads:
+                thread.join()
     if not all(started) or not all(alive):
         return say(cell, failed="a process that should have kept the device busy ended")
-    wrong = sum(each != quiet for each, _ in runs)
-    slowest = max(seconds for _, seconds in runs)
-    say(cell, **({"failed": f"{wrong} of {len(runs)} runs gave other texts"} if wrong else {}), runs=len(runs), processes=processes,
+    wrong = sum(each != quiet for each, _ in done)
+    slowest = max(seconds for _, seconds in done)
+    say(cell, **({"failed": f"{wrong} of {runs} runs gave other texts"} if wrong else {}), runs=runs, processes=processes, neighbours=neighbours,
         slower_by=slowest / alone)
 
 

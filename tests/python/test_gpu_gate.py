@@ -49,7 +49,7 @@ def test_every_part_runs_over_the_stub(stubbed):
     correct, timed, cycles, peers = (cells for _, cells in stubbed.values())
     assert correct["parity of all tokens"]["data"]["tokens"] >= 16 and correct["parity, batch 2, T 0.8"]["status"] == PASSED
     assert correct["a cycle is one launch, without allocations or synchronisations"]["status"] == PASSED
-    assert correct["seeded texts beside other work"]["data"]["runs"] == 5
+    assert correct["seeded texts beside other work"]["data"]["runs"] == 1
     assert correct["row invariance from position 5, up to 3 rows"]["data"]["rows"] > 3
     for name in ("bandwidth, read", "tiny, bf16, qkv, 16 rows", "tiny, attention at 70, 4 rows",
                  "a cycle's own kernels, tau 4, vocabulary 3000, greedy"):
