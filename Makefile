@@ -3,6 +3,8 @@
 # make asan    the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer
 # make tsan    the C++ tests that share things between threads, under ThreadSanitizer
 # make mutants plant every known bug and see its test fail
+# make reliability  every row of docs/reliability.md by name: its tests, and what is missing
+# make nightly      what takes longer, bounded to about an hour: fresh seeds, sanitizers, fuzzers, failing allocations, limits, soak
 # make oracle  compare with transformers itself (installs torch)
 # make bench-kernels  time of all weight matrices against the machine's limits
 # make kernels what the CUDA compiler makes of every kernel, where there is one: warnings, on each architecture: spills, registers; instructions
@@ -22,7 +24,7 @@ CSRC := $(shell find csrc cmake -type f) CMakeLists.txt
 PACKAGE := $(shell find python/paceline -type f -not -path '*/__pycache__/*') pyproject.toml
 CPP_TESTS := $(shell find tests/cpp tests/simt tests/reference -type f 2>/dev/null)
 
-.PHONY: demo test cpp-test python-test asan tsan mutants oracle bench-kernels kernels wheels clean
+.PHONY: demo test cpp-test python-test asan tsan mutants reliability nightly oracle bench-kernels kernels wheels clean
 
 demo: .venv/installed
 	$(BIN)/paceline demo
@@ -50,6 +52,12 @@ tsan: build/tsan/CMakeCache.txt
 
 mutants: .venv/build
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/cpp/mutants.py
+
+reliability: .venv/installed .venv/test build/test/built
+	$(BIN)/python tools/reliability.py
+
+nightly: .venv/installed .venv/test build/test/built
+	$(BIN)/python tools/nightly.py
 
 oracle: .venv/installed .venv/test .venv/oracle
 	$(BIN)/pytest -q -ra -m oracle

@@ -126,6 +126,7 @@ struct CycleResult {
   int32_t emitted;         // 1..tau + 1, truncated at a stop or limit; 0 when the first row is unusable
   int32_t finish;          // 0 goes on, or a Finish
   int32_t fault;           // RowFault of the row that ended it
+  int32_t draft_fault;     // 1: fewer drafts than there might have been, since the draft's row for the next one was unusable
   int32_t target_cached, draft_cached;  // after the commit
 };
 enum Finish : int32_t { kRunning = 0, kStopToken = 1, kLengthLimit = 2, kNumericFault = 3 };

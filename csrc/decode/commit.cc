@@ -52,6 +52,7 @@ void Scheduler::commit(Sequence& sequence, std::vector<Output>& outputs) {
   output.accepted = std::min(result.accepted, kept);
   RequestStats& stats = sequence.stats;
   stats.count_cycle(output.tau, output.accepted, kept);
+  stats.num_draft_faults += result.draft_fault;
   output.verify_time = cycle_.verify_seconds();
   output.sample_time = cycle_.sample_seconds();
   stats.draft_time += cycle_.draft_seconds();

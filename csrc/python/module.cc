@@ -286,6 +286,7 @@ void bind_requests(py::module_& m) {
       .def_readonly("num_draft_tokens", &RequestStats::num_draft_tokens)
       .def_readonly("num_accepted_draft_tokens", &RequestStats::num_accepted_draft_tokens)
       .def_readonly("num_emitted_tokens", &RequestStats::num_emitted_tokens)
+      .def_readonly("num_draft_faults", &RequestStats::num_draft_faults)
       .def_readonly("drafted_per_position", &RequestStats::drafted_per_position)
       .def_readonly("accepted_per_position", &RequestStats::accepted_per_position)
       .def_readonly("num_prefill_passes", &RequestStats::num_prefill_passes)

@@ -108,6 +108,7 @@ class RequestStats:
     num_draft_tokens: int
     num_accepted_draft_tokens: int
     num_emitted_tokens: int
+    num_draft_faults: int
     drafted_per_position: list[int]
     accepted_per_position: list[int]
     num_prefill_passes: int

@@ -33,6 +33,9 @@ class Stats:
     """Tokens emitted."""
     num_draft_tokens: int
     num_accepted_draft_tokens: int
+    num_draft_faults: int
+    """Cycles that drafted less because a row of the draft's logits held NaN or infinity, or left no token to choose. It costs speed only;
+    such a row of the target ends its request with a NumericError."""
     drafted_per_position: tuple[int, ...]
     """How many cycles drafted a token at each place of the cycle."""
     accepted_per_position: tuple[int, ...]
@@ -67,10 +70,10 @@ class Stats:
     @classmethod
     def _of(cls, core: _core.RequestStats) -> "Stats":
         return cls(
-            num_requests=core.num_requests, num_cached_prompt_tokens=core.num_cached_prompt_tokens, num_cycles=core.num_cycles, num_tokens=core.num_emitted_tokens, num_draft_tokens=core.num_draft_tokens,
-            num_accepted_draft_tokens=core.num_accepted_draft_tokens, drafted_per_position=tuple(core.drafted_per_position),
-            accepted_per_position=tuple(core.accepted_per_position),
-            num_prefill_passes=core.num_prefill_passes, prefill_time=core.prefill_time,
+            num_requests=core.num_requests, num_cached_prompt_tokens=core.num_cached_prompt_tokens, num_cycles=core.num_cycles,
+            num_tokens=core.num_emitted_tokens, num_draft_tokens=core.num_draft_tokens, num_accepted_draft_tokens=core.num_accepted_draft_tokens,
+            num_draft_faults=core.num_draft_faults, drafted_per_position=tuple(core.drafted_per_position),
+            accepted_per_position=tuple(core.accepted_per_position), num_prefill_passes=core.num_prefill_passes, prefill_time=core.prefill_time,
             time_to_first_token=core.time_to_first_token / max(1, core.num_requests), draft_time=core.draft_time, verify_time=core.verify_time,
             sample_time=core.sample_time, decode_time=core.decode_time)
 

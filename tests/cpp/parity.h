@@ -46,6 +46,8 @@ inline std::vector<Text> decode(const std::shared_ptr<Weights>& target, const st
   for (size_t i = 0; i < jobs.size(); ++i) place[engine.add(jobs[i].prompt, jobs[i].params)] = i;
   while (!engine.idle())
     for (const Output& output : engine.step()) {
+      for (int token : output.tokens) CHECK(token >= 0 && token < target->config().vocab_size, "token ", token, " does not exist");
+      for (float logprob : output.logprobs) CHECK(std::isfinite(logprob) && logprob <= 0, "a logprob of ", logprob);
       Text& text = texts[place.at(output.request)];
       text.tokens.insert(text.tokens.end(), output.tokens.begin(), output.tokens.end());
       text.logprobs.insert(text.logprobs.end(), output.logprobs.begin(), output.logprobs.end());

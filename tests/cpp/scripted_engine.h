@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <map>
 
 #include "cpp/scripted_model.h"
@@ -63,7 +64,8 @@ inline ScriptedOptions options_of(int vocab_size, int tau, int slots, int max_mo
 
 class ScriptedEngine {
  public:
-  ScriptedEngine(const ScriptedOptions& options, std::shared_ptr<const Scripts> scripts) : scripts_(std::move(scripts)), engine_options_(options.engine) {
+  ScriptedEngine(const ScriptedOptions& options, std::shared_ptr<const Scripts> scripts)
+      : scripts_(std::move(scripts)), engine_options_(options.engine), vocab_size_(options.vocab_size) {
     const auto model = [&](ScriptedModel::Role role, int max_len) {
       const Engine::ModelLimits limits = Engine::limits_of(options.engine, max_len);
       return std::make_unique<ScriptedModel>(*scripted_backend(), role, scripts_, options.vocab_size, limits);
@@ -93,6 +95,7 @@ class ScriptedEngine {
     for (const Output& output : engine_->step()) {
       Text& text = texts_.at(output.request);
       CHECK(text.finish == FinishReason::none, "request ", output.request, " goes on after its end");
+      check_sane(output, text.job.params.logprobs >= 0);
       text.tokens.insert(text.tokens.end(), output.tokens.begin(), output.tokens.end());
       text.logprobs.insert(text.logprobs.end(), output.logprobs.begin(), output.logprobs.end());
       text.top_logprobs.insert(text.top_logprobs.end(), output.top_logprobs.begin(), output.top_logprobs.end());
@@ -154,6 +157,14 @@ class ScriptedEngine {
   ScriptedModel *target, *draft;  // draft may be null
 
  private:
+  // Whatever comes out is a token that exists, with a logprob that is one.
+  void check_sane(const Output& output, bool has_logprobs) const {
+    for (int token : output.tokens) CHECK(token >= 0 && token < vocab_size_, "token ", token, " does not exist");
+    CHECK(output.logprobs.size() == (has_logprobs ? output.tokens.size() : 0), output.logprobs.size(), " logprobs of ", output.tokens.size(), " tokens");
+    for (float logprob : output.logprobs) CHECK(std::isfinite(logprob) && logprob <= 0, "a logprob of ", logprob);
+    CHECK(!output.tokens.empty() || output.finish != FinishReason::none, "request ", output.request, " had a step for nothing");
+  }
+
   // Between cycles a slot holds pages for the tokens it has, and no more: what rejected drafts needed has been given back. With a cycle
   // under way it also has what that may write: drafts of the cycle before that were still hoped for, and its own.
   void check_held(ScriptedModel& model) {
@@ -172,6 +183,7 @@ class ScriptedEngine {
 
   std::shared_ptr<const Scripts> scripts_;
   EngineOptions engine_options_;
+  int vocab_size_;
   std::unique_ptr<Engine> engine_;
   std::map<int64_t, Text> texts_;
 };

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 import paceline_testing as core
+from machines import SCALE, SEED, seeded
 
 MAX_LEN, TAU, SLOTS = 24, 4, 5
 TARGET_POOL, DRAFT_POOL = 56, 40  # positions: about half of what the slots could hold, so that either pool runs short
@@ -298,12 +299,13 @@ def machine(page_positions, draft_max_len, budget, fault=None):
 
 def run(page_positions, draft_max_len, budget=-1, fault=None, examples=400):
     phases = [Phase.generate] if fault else [Phase.generate, Phase.shrink]
-    run_state_machine_as_test(machine(page_positions, draft_max_len, budget, fault), settings=settings(
-        max_examples=examples, stateful_step_count=50, deadline=None, database=None, derandomize=True, phases=phases,
+    run_state_machine_as_test(seeded(machine(page_positions, draft_max_len, budget, fault)), settings=settings(
+        max_examples=int(examples * SCALE), stateful_step_count=50, deadline=None, database=None, derandomize=SEED is None, phases=phases,
         print_blob=False, report_multiple_bugs=False, suppress_health_check=list(HealthCheck)))
 
 
-@pytest.mark.parametrize("page_positions, draft_max_len, budget", [(1, MAX_LEN, -1), (4, 21, -1), (4, 21, 0), (4, MAX_LEN, 5), (8, 2 * MAX_LEN, -1)])
+@pytest.mark.parametrize("page_positions, draft_max_len, budget", [
+    (1, MAX_LEN, -1), (4, 21, -1), (4, 21, 0), (4, MAX_LEN, 5), (8, 2 * MAX_LEN, -1), (16, MAX_LEN, -1)])
 def test_sequences_are_lists(page_positions, draft_max_len, budget):
     run(page_positions, draft_max_len, budget)
 

@@ -19,8 +19,9 @@ using namespace paceline::test;
 
 namespace {
 
-std::shared_ptr<Backend> new_backend(const char* matmul = "") {
+std::shared_ptr<Backend> new_backend(const char* matmul = "", const char* graphs = "") {
   setenv("PACELINE_CUDA_MATMUL", matmul, 1);
+  setenv("PACELINE_CUDA_GRAPHS", graphs, 1);
   return make_plugin_backend(*paceline_backend_plugin(kPluginAbi), 0);
 }
 
@@ -38,6 +39,19 @@ class ByCublas {
  private:
   static void swap() {
     static std::shared_ptr<Backend> other = new_backend("cublas");
+    std::swap(other, current_backend());
+  }
+};
+
+// As long as it lives, no graph is replayed: operations are launched one by one.
+class OneByOne {
+ public:
+  OneByOne() { swap(); }
+  ~OneByOne() { swap(); }
+
+ private:
+  static void swap() {
+    static std::shared_ptr<Backend> other = new_backend("", "off");
     std::swap(other, current_backend());
   }
 };
@@ -133,6 +147,31 @@ TEST(every_order_of_threads_gives_the_same_text) {
   const std::vector<Job> jobs = jobs_of(2, 0.8, 83, 11, 8);
   const std::vector<Text> want = decode(pair.target, pair.draft, 2, 2, jobs);
   for_each_order([&](const std::string& order) { check_equal(decode(pair.target, pair.draft, 2, 2, jobs), want, order); });
+}
+
+// Requests of all taus and lengths come and go, so that the batch shrinks and grows and every graph is replayed behind every other.
+TEST(graphs_replayed_equal_operations_launched_one_by_one) {
+  std::vector<Job> jobs = jobs_of(9, 0.8, 83, 91, 12);
+  for (size_t i = 0; i < jobs.size(); ++i) {
+    jobs[i].params.num_speculative_tokens = int(i * 2) % 4;
+    jobs[i].params.max_tokens = 3 + int(i * 5) % 11;
+  }
+  const auto run = [&] {
+    const SmallPair pair(DType::bf16);
+    return decode(pair.target, pair.draft, 3, 3, jobs);
+  };
+  simt::reset_calls();
+  const std::vector<Text> replayed = run();
+  CHECK(simt::num_calls("cudaGraphLaunch") > 20, simt::num_calls("cudaGraphLaunch"));
+  const OneByOne off;
+  simt::reset_calls();
+  const std::vector<Text> want = run();
+  CHECK(simt::num_calls("cudaGraphLaunch") == 0 && simt::num_calls("launch") > 1000, simt::num_calls("launch"));
+  check_equal(replayed, want, "graphs");
+  for (size_t i = 0; i < jobs.size(); ++i) {
+    CHECK(replayed[i].draft_kv == want[i].draft_kv, "request ", i, ": the draft's KV rows");
+    CHECK(replayed[i].drafted == want[i].drafted && replayed[i].accepted == want[i].accepted, "request ", i, ": other drafts");
+  }
 }
 
 TEST(architectures_differ_but_not_in_parity) {
@@ -287,6 +326,7 @@ TEST(a_cycle_is_one_launch) {
 
 TEST(what_the_device_cannot_do_is_refused_by_name) {
   CHECK_THROWS(new_backend("cutlass"), std::invalid_argument, "PACELINE_CUDA_MATMUL must be cublas or unset, got cutlass");
+  CHECK_THROWS(new_backend("", "on"), std::invalid_argument, "PACELINE_CUDA_GRAPHS must be off or unset, got on");
   CHECK_THROWS(load_backend("/nowhere/libpaceline_cuda.so", 0), DeviceError, "/nowhere/libpaceline_cuda.so");
 }
 

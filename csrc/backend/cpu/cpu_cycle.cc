@@ -57,6 +57,7 @@ Choice judge(const SamplingKernels& kernels, const CycleState& state, int slot, 
     return {token, drafted && token == draft};
   }
   const ProcessedRow proposed = kernels.process(draft_task(state, slot, i), draft_scratch);
+  if (proposed.fault) return {kernels.choose(target, own), false};  // fail closed: a token is drawn from the target alone
   const uint64_t target_mass = kernels.mass(target), draft_mass = kernels.mass(proposed);
   const double u = accept_uniform_at(address(params, position, start, Purpose::accept));
   if (accepts(kernels.probability(target, target_mass, draft), kernels.probability(proposed, draft_mass, draft), u)) return {draft, true};
@@ -153,6 +154,8 @@ void CpuBackend::accept_slot(const CycleState& state, int slot, const float* log
     else if (position + 1 >= params.end_length) result.finish = kLengthLimit;
     goes_on = choice.accepted && result.finish == kRunning;
   }
+
+  result.draft_fault = tau < clamped_tau(state.wanted_tau[slot], start, params.end_length, state.draft_cached[slot], state.draft_max_len);
 
   // Commit: lengths move, and with them both caches.
   const int length = start + result.emitted;
