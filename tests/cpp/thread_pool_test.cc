@@ -114,7 +114,7 @@ TEST(engines_in_threads_give_the_texts_they_give_alone) {
 }
 
 TEST(turns_come_in_the_order_of_asking) {
-  within(60, "turns", [] {
+  within(20, "turns", [] {
     constexpr int kCallers = 6, kRounds = 3;
     ThreadPool pool(2);
     std::vector<int> order;
@@ -140,7 +140,7 @@ TEST(turns_come_in_the_order_of_asking) {
 
 // Who gives a turn back and asks for the next at once comes after whoever has waited meanwhile: never twice in a row.
 TEST(two_callers_in_a_loop_alternate) {
-  within(60, "two callers", [] {
+  within(20, "two callers", [] {
     struct Taken {
       int caller;
       bool other_waits;  // at the end of the turn
@@ -168,7 +168,7 @@ TEST(two_callers_in_a_loop_alternate) {
 }
 
 TEST(a_turn_nests_and_ends_with_its_outermost_part) {
-  within(60, "a nested turn", [] {
+  within(20, "a nested turn", [] {
     ThreadPool pool(2);
     std::atomic<bool> entered{false};
     std::jthread other;
@@ -195,7 +195,7 @@ TEST(a_turn_nests_and_ends_with_its_outermost_part) {
 }
 
 TEST(a_turn_ends_when_its_work_throws) {
-  within(60, "after an exception", [] {
+  within(20, "after an exception", [] {
     const std::shared_ptr<Backend> backend = make_cpu_backend(2, "");
     const auto fails = backend->capture([] { throw DeviceError("as planted"); });
     for (int i = 0; i < 2; ++i) CHECK_THROWS(fails->launch(), DeviceError, "as planted");
@@ -213,7 +213,7 @@ TEST(a_turn_ends_when_its_work_throws) {
 
 // Cycles and passes, not the operations inside them: those of another engine come before or after.
 TEST(a_launch_is_one_turn) {
-  within(60, "launches", [] {
+  within(20, "launches", [] {
     const std::shared_ptr<ThreadPool> pool = cpu::shared_pool(2);
     std::vector<int> order;  // of single runs; each within the pool, so that no two write at once
     const auto several = [&](int caller) {
@@ -246,7 +246,7 @@ TEST(a_launch_is_one_turn) {
 
 // Alone on its thread nobody has to wait for anybody.
 TEST(callers_of_one_thread_compute_side_by_side) {
-  within(60, "two callers at once", [] {
+  within(20, "two callers at once", [] {
     const std::shared_ptr<Backend> backend = make_cpu_backend(1, "");
     std::atomic<int> inside{0};
     const auto meet = backend->capture([&] {
