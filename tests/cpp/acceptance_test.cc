@@ -143,8 +143,8 @@ TEST(acceptance_is_its_exact_expectation) {
 // Behind a prefix that earlier requests have left in both caches, what is accepted is the same: no row of the draft is missing or another's.
 TEST(acceptance_is_its_exact_expectation_behind_a_reused_prefix) {
   std::vector<int32_t> prompt;
-  for (int i = 0; i < 127; ++i) prompt.push_back(i * i % kIds);
-  prompt.insert(prompt.end(), kPrompt.begin(), kPrompt.end());  // 130 tokens: cycles of a warm request draft at once
+  for (int i = 0; i < 126; ++i) prompt.push_back(i * i % kIds);
+  prompt.insert(prompt.end(), kPrompt.begin(), kPrompt.end());  // 129 tokens: the first draft reads the last row of the last page
   for (Acceptance rule : {Acceptance::coupled, Acceptance::rejection})
     for (DraftKind kind : {DraftKind::noisy, DraftKind::smaller})
       for (int batch : {1, 4}) {

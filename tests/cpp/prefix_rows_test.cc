@@ -159,7 +159,7 @@ TEST(four_thousand_requests_equal_plain_decoding) {
     options.engine.token_bytes = pieces;
     options.engine.kv_cache_tokens = max_model_len * (1 + below(slots));
     options.engine.prefill_chunk = 8 + below(100);
-    options.engine.prefill_chunk_beside = below(2) * (1 + below(100));
+    options.engine.prefill_chunk_beside = 1 + below(100);  // not what the machine makes of it: a failure must come again
     if (below(4) == 0) options.draft_max_len = 2 + below(max_model_len);
     const ScriptedOptions cold = options;
     const int64_t page = 2 * kPage * 2 * sizeof(float);
