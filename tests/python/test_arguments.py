@@ -24,7 +24,7 @@ def settings(**given):
 def with_checkpoints(monkeypatch):
     """change(role, fields): what read_config says of that checkpoint of the bundled pair, changed."""
     changes = {}
-    monkeypatch.setattr("paceline.arguments.read_config", lambda path: changes.get(path, read_config)(path))
+    monkeypatch.setattr("paceline.arguments.read_config", lambda path, planning: changes.get(path, read_config)(path))
 
     def change(role, dtype=None, **fields):
         directory = demo_pair()[role == "draft"]
