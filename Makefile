@@ -1,7 +1,10 @@
 # make demo    generate from the bundled pair, plain and speculative
 # make test    all tests, C++ and Python; at most 10 minutes on 2 cores
 # make asan    the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer
+# make tsan    the C++ tests that share things between threads, under ThreadSanitizer
 # make mutants plant every known bug and see its test fail
+# make reliability  every row of docs/reliability.md by name: its tests, and what is missing
+# make nightly      what takes longer, bounded to about an hour: fresh seeds, sanitizers, fuzzers, failing allocations, limits, soak
 # make oracle  compare with transformers itself (installs torch)
 # make bench-kernels  time of all weight matrices against the machine's limits
 # make kernels what the CUDA compiler makes of every kernel, where there is one: warnings, on each architecture: spills, registers; instructions
@@ -21,7 +24,7 @@ CSRC := $(shell find csrc cmake -type f) CMakeLists.txt
 PACKAGE := $(shell find python/paceline -type f -not -path '*/__pycache__/*') pyproject.toml
 CPP_TESTS := $(shell find tests/cpp tests/simt tests/reference -type f 2>/dev/null)
 
-.PHONY: demo test cpp-test python-test asan mutants oracle bench-kernels kernels wheels clean
+.PHONY: demo test cpp-test python-test asan tsan mutants reliability nightly oracle bench-kernels kernels wheels clean
 
 demo: .venv/installed
 	$(BIN)/paceline demo
@@ -40,8 +43,21 @@ python-test: .venv/installed .venv/test build/test/built
 asan: build/asan/built
 	PACELINE_LAW_N=5000 $(CTEST) --test-dir build/asan --output-on-failure -j $(JOBS) -E '(parity|law)_test_ahead'
 
+# Only what threads share. ThreadSanitizer of gcc 12 wants its addresses where a kernel with much randomisation does not put them.
+TSAN_TESTS := thread_pool_test
+FIXED_ADDRESSES := $(shell setarch -R true 2>/dev/null && echo setarch -R)
+tsan: build/tsan/CMakeCache.txt
+	$(CMAKE) --build build/tsan --target $(TSAN_TESTS)
+	$(FIXED_ADDRESSES) $(CTEST) --test-dir build/tsan --output-on-failure -R '^($(subst $() ,|,$(TSAN_TESTS)))$$'
+
 mutants: .venv/build
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/cpp/mutants.py
+
+reliability: .venv/installed .venv/test build/test/built
+	$(BIN)/python tools/reliability.py
+
+nightly: .venv/installed .venv/test build/test/built
+	$(BIN)/python tools/nightly.py
 
 oracle: .venv/installed .venv/test .venv/oracle
 	$(BIN)/pytest -q -ra -m oracle
@@ -90,7 +106,7 @@ clean:
 # ---------------------------------------------------------------------------------------------------- C++ tests
 build/%/CMakeCache.txt: .venv/build
 	$(CMAKE) -S . -B build/$* -G Ninja -DCMAKE_MAKE_PROGRAM="$(CURDIR)/$(BIN)/ninja" -DPACELINE_TESTS=ON -DPACELINE_PYTHON=OFF -DPACELINE_CUDA=OFF \
-	  -DPACELINE_SANITIZE=$(if $(filter asan,$*),ON,OFF) \
+	  -DPACELINE_SANITIZE=$(if $(filter asan,$*),ON,$(if $(filter tsan,$*),thread,OFF)) \
 	  -DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python" -Dpybind11_DIR="$$($(BIN)/python -m pybind11 --cmakedir)"
 
 build/%/built: build/%/CMakeCache.txt $(CSRC) $(CPP_TESTS)

@@ -198,7 +198,8 @@ def main():
     with paceline.Engine(directory / "target", directory / "draft", num_speculative_tokens=max(taus), dtype=options.dtype,
                          draft_dtype=options.draft_dtype or options.dtype, num_threads=options.threads,
                          max_model_len=max(prompts) + options.tokens + 1 if max(prompts) else None,
-                         kv_cache_tokens=max(prompts) + options.tokens + 1 if max(prompts) else None) as engine:
+                         kv_cache_tokens=max(prompts) + options.tokens + 1 if max(prompts) else None,
+                         prefix_cache_bytes=0) as engine:  # every generation pays for its prompt
         engine.generate(prompts[max(prompts)][0][:64], max_tokens=8, ignore_eos=True)
         for some in prompts.values():
             bandwidths, runs = [], {tau: [] for tau in taus}

@@ -22,6 +22,8 @@ void check_options(const EngineOptions& o) {
   require(o.kv_dtype != DType::fp16, "[Engine] kv_dtype must be fp32 or bf16, got fp16");
   require(o.kv_cache_tokens >= 2, "[Engine] kv_cache_tokens must be at least 2, got ", o.kv_cache_tokens);
   require(o.prefill_chunk >= 1 && o.prefill_chunk <= 512, "[Engine] prefill_chunk must be in [1, 512], got ", o.prefill_chunk);
+  require(o.prefill_chunk_beside >= 0, "[Engine] prefill_chunk_beside must be at least 0, got ", o.prefill_chunk_beside);
+  require(o.prefix_cache_bytes >= -1, "[Engine] prefix_cache_bytes must be at least 0, or -1 for all that nobody needs, got ", o.prefix_cache_bytes);
   require(o.max_num_seqs * (o.num_speculative_tokens + 1) <= 512,
           "[Engine] max_num_seqs * (num_speculative_tokens + 1) must be at most 512 rows, got ", o.max_num_seqs * (o.num_speculative_tokens + 1));
 }
@@ -54,8 +56,8 @@ std::vector<Output> Engine::step() {
   Scheduler& scheduler = alive();
   try {
     return scheduler.step();
-  } catch (const std::exception& error) {
-    cause_of_death_ = error.what();
+  } catch (const std::exception&) {
+    cause_of_death_ = std::current_exception();  // takes no memory, which may be what was missing
   }
   alive();
   return {};
@@ -65,16 +67,20 @@ std::vector<float> Engine::verify(const std::vector<int32_t>& prefix, const std:
   Scheduler& scheduler = alive();
   try {
     return scheduler.verify(prefix, drafts);
-  } catch (const DeviceError& error) {  // what else it throws, it throws before it has begun
-    cause_of_death_ = error.what();
+  } catch (const DeviceError&) {  // what else it throws leaves the sequences as they were
+    cause_of_death_ = std::current_exception();
   }
   alive();
   return {};
 }
 
 Scheduler& Engine::alive() {
-  if (!cause_of_death_.empty()) throw EngineDead("[Engine] the engine cannot go on, build a new one: " + cause_of_death_);
-  return *scheduler_;
+  if (!cause_of_death_) return *scheduler_;
+  try {
+    std::rethrow_exception(cause_of_death_);
+  } catch (const std::exception& error) {
+    throw EngineDead(std::string("[Engine] the engine cannot go on, build a new one: ") + error.what());
+  }
 }
 
 size_t Engine::weight_bytes() const {
@@ -82,7 +88,7 @@ size_t Engine::weight_bytes() const {
 }
 size_t Engine::kv_bytes() const { return target_->cache().bytes() + (draft_ ? draft_->cache().bytes() : 0); }
 size_t Engine::workspace_bytes() const {
-  return scheduler_->workspace_bytes() + target_->workspace_bytes() + (draft_ ? draft_->workspace_bytes() : 0);
+  return scheduler_->workspace_bytes() + target_->workspace_bytes() + (draft_ ? draft_->workspace_bytes() : 0) + backend_->scratch_bytes();
 }
 
 }  // namespace paceline

@@ -6,8 +6,10 @@
 //   engine.add(prompt, params);
 //   while (!engine.idle()) for (const Output& output : engine.step()) ...
 //
-// Not thread-safe: one caller at a time. Computing threads are the backend's.
+// Not thread-safe: one caller at a time (EngineThread is one). Computing threads are the backend's.
 #pragma once
+
+#include <exception>
 
 #include "decode/scheduler.h"
 #include "model/weights.h"
@@ -21,19 +23,25 @@ class Engine {
   // Any models (tests use a table model). They must have been made for limits_of(options, ...).
   Engine(std::shared_ptr<Backend> backend, std::unique_ptr<Model> target, std::unique_ptr<Model> draft, const EngineOptions& options);
 
-  void check(const std::vector<int32_t>& prompt, const RequestParams& params) { alive().check(prompt, params); }
-  int64_t add(const std::vector<int32_t>& prompt, const RequestParams& params) { return alive().add(prompt, params); }
+  // Of any thread, at any time, these three: they look at nothing that changes.
+  void check(const std::vector<int32_t>& prompt, const RequestParams& params) const { scheduler_->check(prompt, params); }
+  Demand demand(int prompt_length, const RequestParams& params) const { return scheduler_->demand(prompt_length, params); }
+  Demand capacity() const { return scheduler_->capacity(); }
+
+  int64_t add(std::vector<int32_t> prompt, RequestParams params) { return alive().add(std::move(prompt), std::move(params)); }
   void cancel(int64_t request) { alive().cancel(request); }
   std::vector<Output> step();
   RequestStats stats() { return alive().stats(); }
   void profile(bool on) { alive(); backend_->profile(on); }
   bool idle() { return alive().idle(); }
+  int waiting() { return alive().waiting(); }  // requests not admitted yet
+  int64_t prefix_cache_bytes() { return alive().prefix_cache().bytes(); }  // held now
   std::vector<float> verify(const std::vector<int32_t>& prefix, const std::vector<int32_t>& drafts);
 
   int target_vocab_size() const { return target_->vocab_size(); }
   size_t weight_bytes() const;
   size_t kv_bytes() const;
-  size_t workspace_bytes() const;
+  size_t workspace_bytes() const;  // everything else that was taken, the backend's scratch included
 
   // What a model must be made for under these options.
   struct ModelLimits {
@@ -48,7 +56,7 @@ class Engine {
   std::shared_ptr<Weights> target_weights_, draft_weights_;
   std::unique_ptr<Model> target_, draft_;
   std::unique_ptr<Scheduler> scheduler_;
-  std::string cause_of_death_;
+  std::exception_ptr cause_of_death_;
 };
 
 }  // namespace paceline

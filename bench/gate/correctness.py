@@ -79,13 +79,16 @@ def run(gate, built, scratch):
         gate.cell(program.name, run_test(gate, built, program))
     steady = built.directory / f"{built.prefix}_engine_test"
     gate.cell("a cycle is one launch, without allocations or synchronisations", run_test(gate, built, steady, "a_cycle_is_one_launch"))
+    gate.cell("graphs replayed equal operations launched one by one", run_test(gate, built, steady, "graphs_replayed_equal"))
 
     sizes = dict(taus=[2], temperatures=[0.8], batches=[1, 2], prompts=1, tokens=4) if gate.stub else dict(
         taus=list(range(1, 9)), temperatures=[0.0, 0.8, 1.3], batches=[1, 3, 8], prompts=8, tokens=200)
     asked = {
         "parity": sizes,
         "invariance": dict(starts=[5], most=3) if gate.stub else dict(starts=[1, 5, 48, 63, 64, 65, 100, 127, 200], most=16),
-        "greedy": dict(prompts=1, tokens=4) if gate.stub else dict(prompts=8, tokens=200)}
+        "greedy": dict(prompts=1, tokens=4) if gate.stub else dict(prompts=8, tokens=200),
+        "beside": dict(prompts=2, tokens=3, processes=1, neighbours=0, runs=1, minutes=2) if gate.stub else dict(  # the stub has one thread
+            prompts=8, tokens=120, processes=2, neighbours=1, runs=5, minutes=4)}
     for job, details in asked.items():
         gate.stream(job, built.worker(job, json.dumps(details)), limit=300, environment=built.environment, status=PASSED)
     check_parity(gate, 16 if gate.stub else TOKENS)

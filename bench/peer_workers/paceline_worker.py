@@ -38,7 +38,7 @@ def batch(engine, prompts, tokens):
 def main():
     target, draft, threads, dtype, draft_dtype, max_tau = sys.argv[1:]
     with paceline.Engine(target, draft, dtype=dtype, draft_dtype=draft_dtype, num_threads=int(threads), max_model_len=2048,
-                         max_num_seqs=4, num_speculative_tokens=int(max_tau)) as engine:
+                         max_num_seqs=4, num_speculative_tokens=int(max_tau), prefix_cache_bytes=0) as engine:
         doing = {"plain": plain, "speculative": speculative, "pass": one_pass, "prefill": prefill, "batch": batch}
         print("ready", *doing, flush=True)
         for line in sys.stdin:

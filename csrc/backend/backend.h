@@ -23,7 +23,7 @@ constexpr int kPagePositions = 64;  // positions per KV page, and leaves of the 
 constexpr int kPageGroup = 8;       // pages per inner node of the attention tree
 constexpr int kMaxHeadDim = 256;    // largest head_dim a backend must serve
 
-// Backend memory, owned. Zeroed when made.
+// Backend memory, owned. Zeroed when made; a dry backend's has a size and no memory.
 class Buffer {
  public:
   Buffer() = default;
@@ -126,6 +126,7 @@ struct CycleResult {
   int32_t emitted;         // 1..tau + 1, truncated at a stop or limit; 0 when the first row is unusable
   int32_t finish;          // 0 goes on, or a Finish
   int32_t fault;           // RowFault of the row that ended it
+  int32_t draft_fault;     // 1: fewer drafts than there might have been, since the draft's row for the next one was unusable
   int32_t target_cached, draft_cached;  // after the commit
 };
 enum Finish : int32_t { kRunning = 0, kStopToken = 1, kLengthLimit = 2, kNumericFault = 3 };
@@ -180,6 +181,15 @@ class Backend {
   virtual int cycles_in_flight() const = 0;
   virtual size_t free_bytes() = 0;  // of a memory of its own; 0: it lives in the host's
   virtual std::unique_ptr<Graph> capture(std::function<void()> line) = 0;
+  // What it has taken for itself, beside what it was asked for.
+  virtual size_t scratch_bytes() const = 0;
+  // One of the same kind whose buffers have no memory, so that scratch_bytes tells what its setup would take: of its operations only
+  // matrix_in and the prepare ones may be called (planning_backend.h).
+  virtual std::unique_ptr<Backend> dry() const = 0;
+  // Where engines share what computes (the CPU's threads), work between these comes in one piece, without any other engine's. They
+  // nest. A launch is such a piece by itself.
+  virtual void begin_turn() {}
+  virtual void end_turn() {}
 
   // Weights. A matrix [N, K] is made empty and filled part by part: row r of `part` becomes output column
   // 16 (first_block + (r / 16) * block_stride) + r % 16. Gate and up alternate by blocks (stride 2), q, k, v follow each other.
@@ -245,6 +255,18 @@ class SpanScope {
   ~SpanScope() { backend_.end_span(); }
   SpanScope(const SpanScope&) = delete;
   SpanScope& operator=(const SpanScope&) = delete;
+
+ private:
+  Backend& backend_;
+};
+
+// A turn, as long as this lives.
+class TurnScope {
+ public:
+  explicit TurnScope(Backend& backend) : backend_(backend) { backend.begin_turn(); }
+  ~TurnScope() { backend_.end_turn(); }
+  TurnScope(const TurnScope&) = delete;
+  TurnScope& operator=(const TurnScope&) = delete;
 
  private:
   Backend& backend_;

@@ -34,6 +34,8 @@ struct BackendPlugin {
   Status (*synchronize)(void* backend);
   int32_t (*cycles_in_flight)(void* backend);
   Status (*free_bytes)(void* backend, size_t* bytes);
+  size_t (*scratch_bytes)(void* backend);
+  Status (*dry)(void* backend, void** dry);
   // line returns something else than 0 when it failed; the capture is then dropped.
   Status (*capture)(void* backend, int32_t (*line)(void* context), void* context, void** graph);
   Status (*launch)(void* graph);
@@ -74,7 +76,7 @@ struct BackendPlugin {
   Status (*hash_kv)(void* backend, const KvLayer*, const AttentionShape*, int32_t slot, int32_t position, uint64_t* hash);
 };
 
-constexpr uint32_t kPluginAbi = abi_of(2, {sizeof(BackendPlugin), sizeof(Rows), sizeof(KvLayer), sizeof(AttentionShape), sizeof(QkvWeights),
+constexpr uint32_t kPluginAbi = abi_of(3, {sizeof(BackendPlugin), sizeof(Rows), sizeof(KvLayer), sizeof(AttentionShape), sizeof(QkvWeights),
                                            sizeof(CycleState), sizeof(CycleResult), sizeof(CycleResults), sizeof(SlotParams)});
 
 // What a library exports under kPluginEntry: its table, or nullptr when it was made for another abi.

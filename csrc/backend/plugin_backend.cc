@@ -1,6 +1,7 @@
 // The core's side of the boundary: every operation goes through the table, and what came back as a status is thrown again here.
 #include <dlfcn.h>
 
+#include <cstdlib>
 #include <exception>
 
 #include "backend/plugin.h"
@@ -42,9 +43,29 @@ class PluginGraph final : public Graph {
   void* handle_;
 };
 
+// PACELINE_CUDA_GRAPHS=off: what would be a graph is launched operation by operation. Slower, and the same bits: the oracle of graphs.
+class Line final : public Graph {
+ public:
+  explicit Line(std::function<void()> line) : line_(std::move(line)) {}
+  void launch() override { line_(); }
+
+ private:
+  std::function<void()> line_;
+};
+
+bool graphs_are_off() {
+  const char* chosen = std::getenv("PACELINE_CUDA_GRAPHS");
+  if (!chosen || !*chosen) return false;
+  require(std::string(chosen) == "off", "[cuda] PACELINE_CUDA_GRAPHS must be off or unset, got ", chosen);
+  return true;
+}
+
 class PluginBackend final : public Backend {
  public:
-  PluginBackend(const BackendPlugin& plugin, int device) : plugin_(plugin) { check(plugin, plugin.create(device, &handle_)); }
+  PluginBackend(const BackendPlugin& plugin, int device) : plugin_(plugin), one_by_one_(graphs_are_off()) {
+    check(plugin, plugin.create(device, &handle_));
+  }
+  PluginBackend(const BackendPlugin& plugin, void* handle) : plugin_(plugin), handle_(handle), one_by_one_(false) {}
   ~PluginBackend() override { plugin_.destroy(handle_); }
 
   std::string description() const override { return plugin_.description(handle_); }
@@ -60,8 +81,15 @@ class PluginBackend final : public Backend {
     call(plugin_.free_bytes, &bytes);
     return bytes;
   }
+  size_t scratch_bytes() const override { return plugin_.scratch_bytes(handle_); }
+  std::unique_ptr<Backend> dry() const override {
+    void* handle = nullptr;
+    check(plugin_, plugin_.dry(handle_, &handle));
+    return std::make_unique<PluginBackend>(plugin_, handle);
+  }
 
   std::unique_ptr<Graph> capture(std::function<void()> line) override {
+    if (one_by_one_) return std::make_unique<Line>(std::move(line));
     struct Context {
       std::function<void()>& line;
       std::exception_ptr thrown;
@@ -160,6 +188,7 @@ class PluginBackend final : public Backend {
   }
 
   const BackendPlugin& plugin_;
+  const bool one_by_one_;
   void* handle_ = nullptr;
 };
 

@@ -11,6 +11,7 @@ void Scheduler::commit(Sequence& sequence, std::vector<Output>& outputs) {
   const CycleResult& result = cycle_.result(slot);
   Output& output = outputs.emplace_back();
   output.request = sequence.id;
+  output.cycles = 1;
   FinishReason reason = FinishReason::none;
   if (result.finish == kStopToken) reason = FinishReason::stop;
   if (result.finish == kLengthLimit) reason = FinishReason::length;
@@ -51,6 +52,7 @@ void Scheduler::commit(Sequence& sequence, std::vector<Output>& outputs) {
   output.accepted = std::min(result.accepted, kept);
   RequestStats& stats = sequence.stats;
   stats.count_cycle(output.tau, output.accepted, kept);
+  stats.num_draft_faults += result.draft_fault;
   output.verify_time = cycle_.verify_seconds();
   output.sample_time = cycle_.sample_seconds();
   stats.draft_time += cycle_.draft_seconds();
@@ -77,10 +79,12 @@ void Scheduler::finish(Sequence& sequence, Output& output, FinishReason reason) 
   output.stats = sequence.stats;
   stats_ += sequence.stats;
   if (options_.debug_hash && sequence.slot >= 0) {
+    target_.cache().publish();  // it may end before the first pass that needs its pages
+    if (draft_) draft_->cache().publish();
     output.target_kv_hashes = target_.cache().hashes(sequence.slot, std::min(sequence.target_cached, sequence.length() - 1), target_.shape());
     if (draft_) output.draft_kv_hashes = draft_->cache().hashes(sequence.slot, std::min(sequence.draft_cached, sequence.length() - 1), draft_->shape());
   }
-  leave(sequence);
+  leave(sequence, reason != FinishReason::error);
 }
 
 void Scheduler::drop_cancelled(std::vector<Output>& outputs) {

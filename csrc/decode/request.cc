@@ -1,6 +1,7 @@
 #include "decode/request.h"
 
 #include <cmath>
+#include <iterator>
 
 #include "core/error.h"
 #include "math/processors.h"
@@ -16,6 +17,25 @@ const char* name_of(FinishReason reason) {
     case FinishReason::error: return "error";
   }
   return "?";
+}
+
+void append(Output& output, Output&& next) {
+  output.tokens.insert(output.tokens.end(), next.tokens.begin(), next.tokens.end());
+  output.logprobs.insert(output.logprobs.end(), next.logprobs.begin(), next.logprobs.end());
+  std::move(next.top_logprobs.begin(), next.top_logprobs.end(), std::back_inserter(output.top_logprobs));
+  output.cycles += next.cycles;
+  output.tau += next.tau;
+  output.accepted += next.accepted;
+  output.verify_time += next.verify_time;
+  output.sample_time += next.sample_time;
+  output.finish = next.finish;
+  output.stop_token = next.stop_token;
+  output.stop_string = std::move(next.stop_string);
+  output.error = std::move(next.error);
+  output.stats = std::move(next.stats);
+  output.logits_hash = next.logits_hash;
+  output.target_kv_hashes = std::move(next.target_kv_hashes);
+  output.draft_kv_hashes = std::move(next.draft_kv_hashes);
 }
 
 void validate(const RequestParams& p, int vocab_limit, int tau_max) {

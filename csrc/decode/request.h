@@ -44,6 +44,7 @@ struct Output {
   std::vector<int> tokens;
   std::vector<float> logprobs;                         // one per token when asked for
   std::vector<std::vector<TopLogprob>> top_logprobs;   // k per token when asked for
+  int cycles = 0;                                      // that gave it: 1, more where outputs were joined, 0 for a cancel
   int tau = 0, accepted = 0;
   double verify_time = 0, sample_time = 0;             // of the cycle, in seconds; all its requests shared the pass
   FinishReason finish = FinishReason::none;
@@ -54,5 +55,8 @@ struct Output {
   uint64_t logits_hash = 0;                            // debug: of the rows that chose all tokens so far
   std::vector<uint64_t> target_kv_hashes, draft_kv_hashes;  // debug, when it finishes: one per cached position
 };
+
+// What two outputs of a request, one after the other, gave together.
+void append(Output& output, Output&& next);
 
 }  // namespace paceline

@@ -15,9 +15,18 @@ Cycle::Limits cycle_limits(const Backend& backend, const Model& target, const Mo
           options.debug_hash, in_flight};
 }
 
+PrefixCache::Pool pool_of(Model* model) {
+  if (!model) return {nullptr, 0};
+  return {&model->cache().pages(), model->cache().page_bytes()};
+}
+
+// Beyond these T times the noise would be subnormal, which machines treat differently, or infinite. Nothing is lost: below, all but exact
+// ties of the best logit have weight 0; above, all logits that differ by less than 10^38 have the same one.
+constexpr double kSmallestTemperature = 0x1p-1000, kLargestTemperature = 0x1p1000;
+
 SlotParams slot_params(const RequestParams& p, int prompt_length, int end_length) {
   SlotParams slot{};
-  slot.temperature = p.temperature;
+  slot.temperature = p.temperature < kSmallestTemperature ? 0.0 : std::min(p.temperature, kLargestTemperature);
   slot.top_p = p.top_p;
   slot.min_p = p.min_p;
   slot.top_k = p.top_k;
@@ -41,7 +50,8 @@ SlotParams slot_params(const RequestParams& p, int prompt_length, int end_length
 
 Scheduler::Scheduler(Backend& backend, Model& target, Model* draft, const EngineOptions& options)
     : backend_(backend), target_(target), draft_(draft), options_(options),
-      cycle_(backend, target, draft, cycle_limits(backend, target, draft, options)), prefill_rows_(backend, options.prefill_chunk),
+      cycle_(backend, target, draft, cycle_limits(backend, target, draft, options)),
+      prefix_cache_(pool_of(&target), pool_of(draft), options.prefix_cache_bytes), prefill_rows_(backend, options.prefill_chunk),
       verify_rows_(backend, options.max_num_seqs * (options.num_speculative_tokens + 1)),
       slot_taken_(options.max_num_seqs, false) {
   require(draft || options.num_speculative_tokens == 0, "[Engine] num_speculative_tokens must be 0 without a draft, got ",
@@ -52,6 +62,7 @@ Scheduler::Scheduler(Backend& backend, Model& target, Model* draft, const Engine
   const size_t logits = size_t(verify_rows_.capacity()) * target.vocab_size() * sizeof(float);
   verify_logits_ = backend.allocate(logits);
   verify_logprobs_ = backend.allocate(logits);
+  prefill_stamps_ = backend.allocate_shared(2 * sizeof(int64_t));
 }
 
 void Scheduler::check(const std::vector<int32_t>& prompt, const RequestParams& params) const {
@@ -66,26 +77,38 @@ void Scheduler::check(const std::vector<int32_t>& prompt, const RequestParams& p
   require(params.stop.empty() || !options_.token_bytes.empty(), "[generate] stop strings need a tokenizer, the engine has none");
 
   const int room = options_.kv_cache_tokens;
-  if (length >= room || (params.max_tokens > 0 && std::min(limit, length + params.max_tokens) > room))
+  if (length >= room || (params.max_tokens > 0 && length + std::min(params.max_tokens, limit - length) > room))
     throw CapacityError(message("[generate] prompt of ", length, " tokens and ",
                                 params.max_tokens > 0 ? message("max_tokens = ", params.max_tokens) : "one more",
                                 " do not fit into kv_cache_tokens = ", room, ": raise kv_cache_tokens in Engine(...)"));
 }
 
-int64_t Scheduler::add(const std::vector<int32_t>& prompt, const RequestParams& params) {
+// Tokens it has at most, once it ends.
+int Scheduler::end_length(int prompt_length, const RequestParams& params) const {
+  const int most = std::min(options_.max_model_len, options_.kv_cache_tokens);
+  return params.max_tokens > 0 ? prompt_length + std::min(params.max_tokens, most - prompt_length) : most;  // a sum of both could overflow
+}
+
+Demand Scheduler::demand(int prompt_length, const RequestParams& params) const {
+  const int end = end_length(prompt_length, params);
+  return {1, target_.cache().pages().pages_for(end), draft_ ? draft_->cache().pages().pages_for(std::min(end, draft_->max_len())) : 0};
+}
+
+Demand Scheduler::capacity() const {
+  return {options_.max_num_seqs, target_.cache().pages().num_pages(), draft_ ? draft_->cache().pages().num_pages() : 0};
+}
+
+int64_t Scheduler::add(std::vector<int32_t> prompt, RequestParams params) {
   check(prompt, params);
-  const int length = int(prompt.size()), limit = options_.max_model_len, room = options_.kv_cache_tokens;
   auto sequence = std::make_unique<Sequence>();
   sequence->id = next_id_++;
-  sequence->params = params;
-  sequence->tokens = prompt;
-  sequence->prompt_length = length;
-  sequence->end_length = std::min(limit, room);
-  if (params.max_tokens > 0) sequence->end_length = std::min(sequence->end_length, length + params.max_tokens);
-  sequence->tokens.reserve(sequence->end_length);
-  sequence->target_pages = target_.cache().pages().pages_for(sequence->end_length);
-  if (draft_) sequence->draft_pages = draft_->cache().pages().pages_for(std::min(sequence->end_length, draft_->max_len()));
+  sequence->prompt_length = int(prompt.size());
+  sequence->end_length = end_length(sequence->prompt_length, params);
+  sequence->demand = demand(sequence->prompt_length, params);
   sequence->stops = StopStrings(params.stop);
+  sequence->params = std::move(params);
+  sequence->tokens = std::move(prompt);
+  sequence->tokens.reserve(sequence->end_length);
   sequence->added = Clock::now();
   waiting_.push_back(std::move(sequence));
   return waiting_.back()->id;
@@ -99,9 +122,7 @@ std::vector<Output> Scheduler::step() {
   std::vector<Output> outputs;
   drop_cancelled(outputs);
   admit();
-  // The draft's prompt is cached only after the first token is out: time to first token does not pay for speculation.
-  if (draft_) prefill(true);
-  prefill(false);
+  prefill();
   for (const size_t before = outputs.size(); outputs.size() == before;) {
     while (flights_.empty() ? launch() : cycle_.in_flight() < cycle_.limits().in_flight && may_run_ahead() && launch()) {
     }
@@ -117,84 +138,51 @@ void Scheduler::admit() {
     Sequence& next = *waiting_.front();
     const auto slot = std::find(slot_taken_.begin(), slot_taken_.end(), false);
     if (slot == slot_taken_.end()) return;
-    if (promised_target_ + next.target_pages > target_.cache().pages().num_pages()) return;
-    if (draft_ && promised_draft_ + next.draft_pages > draft_->cache().pages().num_pages()) return;
+    if (!(promised_ + next.demand).fits(capacity())) return;
     enter(next, int(slot - slot_taken_.begin()));
     active_.push_back(std::move(waiting_.front()));
     waiting_.pop_front();
   }
 }
 
+// What others have left of its beginning is cached already; not its last token, which belongs to the first cycle, cold or warm. Under
+// `rejection` a sampled text depends on when drafts begin, so the draft begins where it would without the cache.
 void Scheduler::enter(Sequence& sequence, int slot) {
   sequence.slot = slot;
   slot_taken_[slot] = true;
-  promised_target_ += sequence.target_pages;
-  promised_draft_ += sequence.draft_pages;
+  promised_ += sequence.demand;
   cycle_.start(slot, slot_params(sequence.params, sequence.prompt_length, sequence.end_length), sequence.tokens);
+  const bool with_draft = options_.acceptance == Acceptance::coupled || sequence.params.temperature == 0;
+  const PrefixCache::Found found = prefix_cache_.adopt(slot, std::span(sequence.tokens).first(sequence.length() - 1), with_draft);
+  if (found.target) cycle_.set_target_cached(slot, sequence.target_cached = found.target);
+  if (found.draft) cycle_.set_draft_cached(slot, sequence.draft_cached = found.draft);
+  sequence.stats.num_cached_prompt_tokens = found.target;
 }
 
-// A cycle still under way may write to the slot and its pages once more. Whoever gets them next is enqueued behind it.
-void Scheduler::leave(Sequence& sequence) {
+// A cycle still under way may write to the slot and its pages once more. Whoever gets them next is enqueued behind it. Pages that are kept
+// it does not touch: it feeds the target from the last token that the device has committed, which is at length - 1 or later, and the draft
+// from draft_cached, which never goes back.
+void Scheduler::leave(Sequence& sequence, bool keep_pages) {
   if (sequence.slot < 0) return;
   cycle_.set_running(sequence.slot, false);
+  const int fed = sequence.length() - 1;  // behind a stop string the device has gone on
+  if (keep_pages)
+    prefix_cache_.keep(sequence.slot, sequence.tokens, std::min(sequence.target_cached, fed), std::min(sequence.draft_cached, fed));
   target_.cache().truncate(sequence.slot, 0);
   if (draft_) draft_->cache().truncate(sequence.slot, 0);
-  promised_target_ -= sequence.target_pages;
-  promised_draft_ -= sequence.draft_pages;
+  promised_ -= sequence.demand;
   slot_taken_[sequence.slot] = false;
   sequence.slot = -1;
 }
 
-// One pass of at most prefill_chunk rows over what the sequences lack, oldest first. The target caches the prompt but for
-// its last token, which belongs to the first cycle; the draft catches up to one row short of that, once tokens are out.
-void Scheduler::prefill(bool draft) {
-  Model& model = draft ? *draft_ : target_;
-  std::vector<int32_t> slots, positions, tokens;
-  const auto start = Clock::now();
-  std::vector<Sequence*> fed;
-  for (const auto& each : active_) {
-    Sequence& sequence = *each;
-    if (draft && (sequence.in_flight || !catch_up_due(sequence))) continue;
-    int& cached = draft ? sequence.draft_cached : sequence.target_cached;
-    const int end = std::min(sequence.length() - 1, cached + prefill_rows_.capacity() - int(tokens.size()));
-    if (end <= cached) continue;
-    if (!model.cache().reserve(sequence.slot, end)) throw EngineDead("[step] promised KV pages are not there");
-    for (int position = cached; position < end; ++position) {
-      const int32_t token = sequence.tokens[position];
-      slots.push_back(sequence.slot);
-      positions.push_back(position);
-      tokens.push_back(token < model.vocab_size() ? token : 0);
-    }
-    cached = end;
-    fed.push_back(&sequence);
-  }
-  if (tokens.empty()) return;
-  const SpanScope span(backend_, Span::prefill, int64_t(tokens.size()));
-  model.cache().publish();
-  prefill_rows_.fill(slots, positions, tokens);
-  model.forward(prefill_rows_.rows(), nullptr);
-  backend_.synchronize();
-  for (Sequence* sequence : fed) {
-    sequence->stats.prefill_time += seconds_since(start);
-    if (draft) cycle_.set_draft_cached(sequence->slot, sequence->draft_cached);
-    else cycle_.set_target_cached(sequence->slot, sequence->target_cached);
-  }
+// Whoever keeps to its promise gets its pages: those that only the prefix cache holds are as good as free.
+bool Scheduler::reserve(bool draft, int slot, int positions) {
+  return draft ? prefix_cache_.reserve_draft(slot, positions) : prefix_cache_.reserve_target(slot, positions);
 }
 
 int Scheduler::wanted_tau(const Sequence& sequence) const {
   const int own = sequence.params.num_speculative_tokens;
   return own >= 0 ? own : cycle_.limits().tau_max;
-}
-
-// Whether a draft whose cache had caught up would get to propose anything, now or later: both limits only come nearer.
-bool Scheduler::can_draft(const Sequence& sequence) const {
-  const int length = sequence.length();
-  return clamped_tau(wanted_tau(sequence), length, sequence.end_length, length - 1, draft_->max_len()) > 0;
-}
-
-// Tokens are out, and the draft lacks more rows than its first pass of a cycle feeds.
-bool Scheduler::catch_up_due(const Sequence& sequence) const {
-  return draft_ && sequence.emitted_any() && sequence.draft_cached < sequence.length() - 2 && can_draft(sequence);
 }
 
 // Whether a cycle can follow one whose results are not read yet: nobody waits for the host meanwhile, and somebody is sure to go on.
@@ -215,12 +203,12 @@ bool Scheduler::launch() {
   Flight flight;
   for (const auto& each : active_) {
     Sequence& sequence = *each;
-    if (sequence.target_cached < sequence.length() - 1) continue;  // still prefilling
+    if (lacks_prompt(sequence)) continue;
     const int shortest = sequence.length() + sequence.in_flight, longest = sequence.length() + sequence.in_flight_tokens;
     const int draft_len = draft_ ? draft_->max_len() : 0, draft_cached = sequence.in_flight ? shortest - 1 : sequence.draft_cached;
     const int tau = clamped_tau(wanted_tau(sequence), shortest, sequence.end_length, draft_cached, draft_len);
-    bool reserved = target_.cache().reserve(sequence.slot, std::min(target_reach(longest, tau), sequence.end_length));
-    if (tau) reserved = reserved && draft_->cache().reserve(sequence.slot, std::min({draft_reach(longest, tau), sequence.end_length, draft_len}));
+    bool reserved = reserve(false, sequence.slot, std::min(target_reach(longest, tau), sequence.end_length));
+    if (tau) reserved = reserved && reserve(true, sequence.slot, std::min({draft_reach(longest, tau), sequence.end_length, draft_len}));
     if (!reserved) throw EngineDead("[step] promised KV pages are not there");
     if (sequence.sent_tau != wanted_tau(sequence)) cycle_.set_wanted_tau(sequence.slot, sequence.sent_tau = wanted_tau(sequence));
     if (!sequence.running) cycle_.set_running(sequence.slot, sequence.running = true);
@@ -251,6 +239,7 @@ void Scheduler::profile_cycle() {
 void Scheduler::collect(std::vector<Output>& outputs) {
   const SpanScope span(backend_, Span::collect, int64_t(flights_.front().emits.size()));
   cycle_.wait();
+  plain_pass_seconds_.add(cycle_.verify_seconds());
   const Flight flight = std::move(flights_.front());
   flights_.pop_front();
   for (const auto& [id, most] : flight.emits) {
@@ -264,7 +253,8 @@ void Scheduler::collect(std::vector<Output>& outputs) {
 }
 
 size_t Scheduler::workspace_bytes() const {
-  return cycle_.workspace_bytes() + prefill_rows_.bytes() + verify_rows_.bytes() + verify_logits_.bytes() + verify_logprobs_.bytes();
+  return cycle_.workspace_bytes() + prefill_rows_.bytes() + prefill_stamps_.bytes() + verify_rows_.bytes() + verify_logits_.bytes() +
+         verify_logprobs_.bytes();
 }
 
 }  // namespace paceline

@@ -6,6 +6,8 @@
 #include <memory>
 
 #include "decode/cycle.h"
+#include "decode/prefill_cost.h"
+#include "decode/prefix_cache.h"
 #include "decode/sequence.h"
 
 namespace paceline {
@@ -23,6 +25,8 @@ struct EngineOptions {
   bool debug_hash = false;             // fill the hashes of Output
   int64_t profile_first = 0, profile_last = 0;  // cycles that a profiler captures, counted from 1; 0 = none
   int cycles_in_flight = 0;            // launched before results are read, at most; 0 = what the backend is best with
+  int prefill_chunk_beside = 0;        // rows of a prefill pass while others decode; 0 = what costs four plain passes, learned
+  int64_t prefix_cache_bytes = -1;     // KV that ended requests leave for later ones; -1 = all that nobody needs, 0 = none
 };
 
 class Scheduler {
@@ -33,7 +37,10 @@ class Scheduler {
   // Throws what add would: std::invalid_argument, or CapacityError when it can never fit.
   void check(const std::vector<int32_t>& prompt, const RequestParams& params) const;
   // Queue a request; its id.
-  int64_t add(const std::vector<int32_t>& prompt, const RequestParams& params);
+  int64_t add(std::vector<int32_t> prompt, RequestParams params);
+  // Of a request that `check` let pass: the most it can ever hold.
+  Demand demand(int prompt_length, const RequestParams& params) const;
+  Demand capacity() const;
   // The request ends at the next step, with what it has. Unknown or finished ids are ignored.
   void cancel(int64_t id);
   // One cycle for the present set. Every request that got tokens or ended has an entry.
@@ -41,6 +48,8 @@ class Scheduler {
   // Of all requests that have finished.
   const RequestStats& stats() const { return stats_; }
   bool idle() const { return waiting_.empty() && active_.empty(); }
+  int waiting() const { return int(waiting_.size()); }  // not admitted yet
+  const PrefixCache& prefix_cache() const { return prefix_cache_; }
 
   // [drafts + 1, target vocab] log-softmax of the raw logits, row t conditioned on prefix and drafts[0, t). prefix not empty.
   std::vector<float> verify(const std::vector<int32_t>& prefix, const std::vector<int32_t>& drafts);
@@ -49,13 +58,19 @@ class Scheduler {
 
  private:
   int vocab_limit() const { return cycle_.limits().vocab_limit; }
+  int end_length(int prompt_length, const RequestParams& params) const;
   int wanted_tau(const Sequence& sequence) const;
   bool can_draft(const Sequence& sequence) const;
   void admit();
   void enter(Sequence& sequence, int slot);
-  void leave(Sequence& sequence);
+  void leave(Sequence& sequence, bool keep_pages);
+  bool reserve(bool draft, int slot, int positions);
+  void prefill();
   void prefill(bool draft);
+  int prefill_rows(bool draft) const;
+  bool lacks_prompt(const Sequence& sequence) const;
   bool catch_up_due(const Sequence& sequence) const;
+  bool may_catch_up(const Sequence& sequence) const;
   bool may_run_ahead() const;
   bool launch();
   void profile_cycle();
@@ -69,8 +84,13 @@ class Scheduler {
   Model* draft_;
   EngineOptions options_;
   Cycle cycle_;
+  PrefixCache prefix_cache_;
   RowsBuffer prefill_rows_, verify_rows_;
   Buffer verify_logits_, verify_logprobs_;          // [verify rows, V]
+  Buffer prefill_stamps_;                           // [2] int64, shared: when the last prefill pass began and ended
+  RecentMinimum target_row_seconds_, draft_row_seconds_;  // of prefill passes
+  RecentMinimum plain_pass_seconds_;                // of the target's passes in cycles: few more rows than one cost little more
+  bool draft_is_next_ = true;                       // where both models have prompts to read
   std::deque<std::unique_ptr<Sequence>> waiting_;   // in order of arrival
   std::vector<std::unique_ptr<Sequence>> active_;   // in order of admission
   std::vector<bool> slot_taken_;
@@ -80,7 +100,7 @@ class Scheduler {
   };
   std::deque<Flight> flights_;                      // cycles under way, oldest first
   RequestStats stats_;
-  int promised_target_ = 0, promised_draft_ = 0;    // pages
+  Demand promised_;                                 // to all that are active
   int64_t next_id_ = 1, cycles_launched_ = 0;
 };
 

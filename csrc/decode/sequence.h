@@ -13,6 +13,21 @@ namespace paceline {
 using Clock = std::chrono::steady_clock;
 inline double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
+// What requests need to run side by side, or what there is of it.
+struct Demand {
+  int sequences = 0, target_pages = 0, draft_pages = 0;
+  Demand& operator+=(const Demand& other) {
+    sequences += other.sequences, target_pages += other.target_pages, draft_pages += other.draft_pages;
+    return *this;
+  }
+  Demand& operator-=(const Demand& other) {
+    sequences -= other.sequences, target_pages -= other.target_pages, draft_pages -= other.draft_pages;
+    return *this;
+  }
+  friend Demand operator+(Demand a, const Demand& b) { return a += b; }
+  bool fits(const Demand& in) const { return sequences <= in.sequences && target_pages <= in.target_pages && draft_pages <= in.draft_pages; }
+};
+
 struct Sequence {
   int64_t id = 0;
   RequestParams params;
@@ -21,7 +36,7 @@ struct Sequence {
   int end_length = 0;            // never longer than this
   int slot = -1;                 // -1 while it waits
   int target_cached = 0, draft_cached = 0;
-  int target_pages = 0, draft_pages = 0;  // promised: the most it can ever hold, so that a running sequence never lacks a page
+  Demand demand;                 // promised: the most it can ever hold, so that a running sequence never lacks a page
   bool running = false;          // prompt cached: takes part in cycles
   int in_flight = 0, in_flight_tokens = 0;  // cycles under way it takes part in, and what they emit at most
   int sent_tau = -1;             // wanted_tau as the device knows it

@@ -31,7 +31,7 @@ std::vector<float> Scheduler::verify(const std::vector<int32_t>& prefix, const s
   const int total = int(tokens.size()), first = int(prefix.size()) - 1, v = target_.vocab_size(), slot = options_.max_num_seqs;
   KvCache& cache = target_.cache();
   std::vector<float> logprobs(size_t(total - first) * v);
-  if (promised_target_ + cache.pages().pages_for(total) > cache.pages().num_pages() || !cache.reserve(slot, total))
+  if (promised_.target_pages + cache.pages().pages_for(total) > cache.pages().num_pages() || !reserve(false, slot, total))
     throw CapacityError(message("[verify] ", total, " tokens do not fit beside the running requests: raise kv_cache_tokens in Engine(...)"));
   const PagesScope pages(cache, slot);
   cache.publish();

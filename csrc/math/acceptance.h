@@ -11,8 +11,10 @@ enum class Acceptance : int32_t {
 };
 
 // `rejection`: accept with probability min(1, target / draft). u in [0, 1). No division: the draft's probability may be tiny.
-// Strict: a token the target gives 0 is never accepted, one with target >= draft always is.
+// Strict: a token the target gives 0 is never accepted, one with target >= draft always is. A row that gives its own draft 0, or no
+// number, is not the one that it was drawn from: the draft is rejected, and what is owed then is the target itself.
 PACELINE_HD bool accepts(double target_probability, double draft_probability, double u) {
+  if (!(draft_probability > 0.0)) return false;
   return u * draft_probability < target_probability;
 }
 

@@ -32,8 +32,13 @@ class KvCache {
   KvLayer layer(int index) const;
   // Debug: one hash per position [0, positions) over all layers, the same wherever the pages lie.
   std::vector<uint64_t> hashes(int slot, int positions, const AttentionShape& shape) const;
+  // What takes pages, or holds them without a slot, may go straight to them. Who gives a slot's back does it through `truncate` above:
+  // the device's table must follow.
+  Pages& pages() { return pages_; }
   const Pages& pages() const { return pages_; }
   size_t bytes() const { return storage_.bytes(); }
+  size_t page_bytes() const { return 2 * geometry_.num_layers * plane_bytes_ / pages_.num_pages(); }  // of all layers, keys and values
+  size_t table_bytes() const { return tables_.bytes(); }
 
  private:
   Backend& backend_;

@@ -30,10 +30,24 @@ bool Pages::reserve(int slot, int positions) {
 
 void Pages::truncate(int slot, int positions) {
   const int needed = pages_for(positions);
-  while (held_[slot] > needed) {
-    const int page = entry(slot, --held_[slot]);
-    if (--count_[page] == 0) free_.push_back(page);
-  }
+  while (held_[slot] > needed) drop(entry(slot, --held_[slot]));
+}
+
+void Pages::retain(int page) {
+  require(count_[page] > 0, "[retain] page ", page, " must be held by somebody");
+  ++count_[page];
+}
+
+void Pages::drop(int page) {
+  require(count_[page] > 0, "[drop] page ", page, " must be held by somebody");
+  if (--count_[page] == 0) free_.push_back(page);
+}
+
+void Pages::adopt(int slot, const int32_t* pages, int count) {
+  require(held_[slot] == 0, "[adopt] the receiving slot must be empty, it holds ", held_[slot], " pages");
+  require(count <= pages_per_slot_, "[adopt] count must be at most ", pages_per_slot_, " pages, got ", count);
+  for (int i = 0; i < count; ++i) require(count_[pages[i]] > 0, "[adopt] page ", pages[i], " must be held by somebody");
+  for (int i = 0; i < count; ++i) append(slot, pages[i]);
 }
 
 bool Pages::share(int from, int to, int positions, Copy& copy) {

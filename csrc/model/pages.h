@@ -1,7 +1,8 @@
 // Who holds which KV page: a pool of reference-counted pages and one page table per slot. Pure bookkeeping, no memory.
 //
-// Invariants after every call: a page is free, or held by as many slots as its count says; a slot holds exactly the pages
-// of positions [0, reserved(slot)); a page held by more than one slot is never written (see share).
+// Invariants after every call: a page is free, or held as often as its count says, by slots and by whoever retained it without a slot
+// (the prefix cache); a slot holds exactly the pages of positions [0, reserved(slot)); a page held more than once is never written:
+// share copies the one that would be, and what adopt takes ends where the slot begins to write.
 #pragma once
 
 #include <cstddef>
@@ -30,6 +31,12 @@ class Pages {
   };
   [[nodiscard]] bool share(int from, int to, int positions, Copy& copy);
 
+  // Hold a page that somebody holds once more, without a slot; and give it back.
+  void retain(int page);
+  void drop(int page);
+  // An empty slot gets `count` pages that somebody holds, whole and shared: it writes behind them only.
+  void adopt(int slot, const int32_t* pages, int count);
+
   int num_pages() const { return int(count_.size()); }
   int num_free() const { return int(free_.size()); }
   int held(int slot) const { return held_[slot]; }
@@ -44,7 +51,7 @@ class Pages {
 
   int pages_per_slot_, page_positions_;
   std::vector<int32_t> free_;   // a stack: the page freed last is the warmest
-  std::vector<int32_t> count_;  // [num_pages] slots that hold it
+  std::vector<int32_t> count_;  // [num_pages] how often it is held
   std::vector<int32_t> table_;  // [num_slots, pages_per_slot]
   std::vector<int> held_;       // [num_slots]
 };

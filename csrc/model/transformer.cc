@@ -1,5 +1,6 @@
 #include "model/transformer.h"
 
+#include <algorithm>
 #include <cmath>
 
 namespace paceline {
@@ -22,6 +23,7 @@ Transformer::Transformer(std::shared_ptr<Weights> weights, const Limits& limits)
 void Transformer::forward(const Rows& rows, float* logits) {
   const int d = config_.hidden_size, f = config_.intermediate_size, q_size = config_.q_size();
   const float eps = config_.rms_norm_eps;
+  const TurnScope turn(backend_);
   float *x = residual_.as<float>(), *qkv = qkv_.as<float>(), *attended = attended_.as<float>(), *gated = gated_.as<float>();
 
   backend_.embed(rows, weights_->embedding(), d, x);
@@ -39,24 +41,30 @@ void Transformer::forward(const Rows& rows, float* logits) {
   if (logits) backend_.norm_head(rows, x, d, weights_->final_norm(), eps, weights_->head(), config_.vocab_size, logits);
 }
 
-// Angles in double, rounded once: position * frequency in fp32 would lose 1e-3 radians at position 32768.
+// Angles in double, rounded once: position * frequency in fp32 would lose 1e-3 radians at position 32768. A part of the positions at a
+// time: all of a long context would be a second copy of the tables.
 void Transformer::fill_rope_tables() {
-  const size_t half = config_.head_dim / 2;
-  std::vector<float> cosines(max_len_ * half), sines(max_len_ * half);
-  for (int position = 0; position < max_len_; ++position)
-    for (size_t i = 0; i < half; ++i) {
-      const double angle = position * config_.rope_frequencies[i];
-      cosines[position * half + i] = float(std::cos(angle) * config_.rope_scale);
-      sines[position * half + i] = float(std::sin(angle) * config_.rope_scale);
-    }
-  rope_cos_ = backend_.allocate(cosines.size() * sizeof(float));
-  rope_sin_ = backend_.allocate(sines.size() * sizeof(float));
-  backend_.upload(rope_cos_.as<float>(), cosines.data(), rope_cos_.bytes());
-  backend_.upload(rope_sin_.as<float>(), sines.data(), rope_sin_.bytes());
+  const size_t half = config_.head_dim / 2, bytes = max_len_ * half * sizeof(float);
+  rope_cos_ = backend_.allocate(bytes);
+  rope_sin_ = backend_.allocate(bytes);
+  if (!rope_cos_.as<void>()) return;  // a plan: there is no memory to fill
+  constexpr int kPart = 1024;
+  std::vector<float> cosines(kPart * half), sines(kPart * half);
+  for (int first = 0; first < max_len_; first += kPart) {
+    const int count = std::min(kPart, max_len_ - first);
+    for (int row = 0; row < count; ++row)
+      for (size_t i = 0; i < half; ++i) {
+        const double angle = (first + row) * config_.rope_frequencies[i];
+        cosines[row * half + i] = float(std::cos(angle) * config_.rope_scale);
+        sines[row * half + i] = float(std::sin(angle) * config_.rope_scale);
+      }
+    backend_.upload(rope_cos_.as<float>() + first * half, cosines.data(), count * half * sizeof(float));
+    backend_.upload(rope_sin_.as<float>() + first * half, sines.data(), count * half * sizeof(float));
+  }
 }
 
 size_t Transformer::workspace_bytes() const {
-  return rope_cos_.bytes() + rope_sin_.bytes() + residual_.bytes() + qkv_.bytes() + attended_.bytes() + gated_.bytes();
+  return cache_.table_bytes() + rope_cos_.bytes() + rope_sin_.bytes() + residual_.bytes() + qkv_.bytes() + attended_.bytes() + gated_.bytes();
 }
 
 }  // namespace paceline

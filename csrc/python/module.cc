@@ -5,8 +5,9 @@
 #include <pybind11/stl.h>
 #include <unistd.h>
 
+#include "async/engine_thread.h"
 #include "core/checksum.h"
-#include "engine.h"
+#include "memory_plan.h"
 
 namespace py = pybind11;
 using namespace py::literals;
@@ -118,37 +119,87 @@ std::vector<std::vector<std::pair<int, float>>> top_logprobs(const Output& outpu
   return all;
 }
 
-py::array_t<float> verify(Engine& engine, const std::vector<int32_t>& prefix, const std::vector<int32_t>& drafts) {
-  std::vector<float> logprobs;
-  {
+// Set while the interpreter ends: its other threads have nothing left to do then but to wait for it.
+std::atomic<bool> ending{false};
+
+// What a call that waits for the engine may still throw.
+template <class Body>
+auto with_the_end_in_mind(Body&& body) {
+  try {
+    return body();
+  } catch (const std::exception&) {
+    if (!ending || getpid() == gettid()) throw;
     const Unlocked unlocked;
-    logprobs = engine.verify(prefix, drafts);
+    for (;;) pause();
   }
-  return py::array_t<float>({py::ssize_t(drafts.size() + 1), py::ssize_t(engine.target_vocab_size())}, logprobs.data());
 }
 
-// A closed engine answers with an error; a call under way when another thread closes it keeps the engine until it returns.
-struct EngineHandle {
-  std::shared_ptr<Engine> engine;
-  std::shared_ptr<Engine> open() const {
-    if (!engine) throw std::runtime_error("[Engine] the engine is closed");
-    return engine;
+constexpr std::chrono::nanoseconds kPoll = std::chrono::milliseconds(50);  // a signal is noticed that soon
+
+// ready(at_most) waits with the GIL released, again and again until it gives something, `seconds` are over (false) or a signal's
+// handler raises.
+template <class Ready>
+bool wait_for(Ready&& ready, std::optional<double> seconds) {
+  using Clock = std::chrono::steady_clock;
+  const auto start = Clock::now();
+  if (ready(std::chrono::nanoseconds(0))) return true;
+  for (;;) {
+    std::chrono::nanoseconds at_most = kPoll;
+    if (seconds) {
+      const double left = *seconds - std::chrono::duration<double>(Clock::now() - start).count();
+      if (left <= 0) return false;
+      if (left < 0.05) at_most = std::chrono::nanoseconds(int64_t(left * 1e9) + 1);
+    }
+    {
+      const Unlocked unlocked;
+      if (ready(at_most)) return true;
+    }
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
   }
+}
+
+Submission::Until until_of(bool whole) { return whole ? Submission::Until::end : Submission::Until::something; }
+
+std::optional<Output> take(Submission& self, bool whole, std::optional<double> timeout) {
+  return with_the_end_in_mind([&] {
+    std::optional<Output> output;
+    wait_for([&](std::chrono::nanoseconds at_most) {
+      output = self.take(until_of(whole), at_most);
+      return output.has_value() || self.done();
+    }, timeout);
+    return output;
+  });
+}
+
+// What the engine's thread does for a caller. The result belongs to both: the caller may be interrupted and go.
+py::array_t<float> verify(EngineThread& self, const std::vector<int32_t>& prefix, const std::vector<int32_t>& drafts) {
+  return with_the_end_in_mind([&] {
+    const auto logprobs = std::make_shared<std::vector<float>>();
+    const auto call = self.call([=](Engine& engine) { *logprobs = engine.verify(prefix, drafts); });
+    const py::ssize_t vocab_size = self.engine()->target_vocab_size();
+    wait_for([&](std::chrono::nanoseconds at_most) { return call->wait(at_most); }, std::nullopt);
+    return py::array_t<float>({py::ssize_t(drafts.size() + 1), vocab_size}, logprobs->data());
+  });
+}
+
+// A handle of a submission: cancelled when Python has no use for it any more.
+struct SubmissionHandle {
+  explicit SubmissionHandle(std::shared_ptr<Submission> of) : submission(std::move(of)) {}
+  SubmissionHandle(SubmissionHandle&&) = default;
+  ~SubmissionHandle() {
+    if (submission) submission->cancel();
+  }
+  std::shared_ptr<Submission> submission;
 };
 
-// Each output goes to its request's queue, if that still has one. All in one call: a signal that Python handles when a call
-// returns cannot lose what the cycle has committed.
-void step(const EngineHandle& self, const py::dict& outputs) {
-  const auto engine = self.open();
-  std::vector<Output> all;
-  {
-    const Unlocked unlocked;
-    all = engine->step();
-  }
-  for (Output& output : all) {
-    const py::int_ request(output.request);
-    if (outputs.contains(request)) outputs[request].attr("append")(std::move(output));
-  }
+std::vector<SubmissionHandle> submit(EngineThread& self, std::vector<std::pair<std::vector<int32_t>, RequestParams>> wanted) {
+  return with_the_end_in_mind([&] {
+    std::vector<EngineThread::Wanted> all;
+    for (auto& [prompt, params] : wanted) all.push_back({std::move(prompt), std::move(params)});
+    std::vector<SubmissionHandle> handles;
+    for (auto& each : self.submit(std::move(all))) handles.emplace_back(std::move(each));
+    return handles;
+  });
 }
 
 void bind_loading(py::module_& m) {
@@ -162,6 +213,7 @@ void bind_loading(py::module_& m) {
              const Unlocked unlocked;
              return BackendHandle{shared(load_backend(path, device).release())};
            }, "path"_a, "device"_a)
+      .def("scratch_bytes", [](const BackendHandle& self) { return self.backend->scratch_bytes(); })
       .def("free_bytes", [](const BackendHandle& self) {
              const Unlocked unlocked;  // the device is asked
              return self.backend->free_bytes();
@@ -207,12 +259,14 @@ void bind_requests(py::module_& m) {
   py::class_<EngineOptions>(m, "EngineOptions")
       .def(py::init([](int num_speculative_tokens, const std::string& acceptance, int max_model_len, int max_num_seqs,
                        const std::string& kv_dtype, int kv_cache_tokens, int prefill_chunk, int vocab_limit,
-                       std::vector<std::string> token_bytes, bool debug_hash, int64_t profile_first, int64_t profile_last, int cycles_in_flight) {
+                       std::vector<std::string> token_bytes, bool debug_hash, int64_t profile_first, int64_t profile_last, int cycles_in_flight,
+                       int prefill_chunk_beside, int64_t prefix_cache_bytes) {
              return EngineOptions{num_speculative_tokens, acceptance_of(acceptance), max_model_len, max_num_seqs, dtype_of(kv_dtype),
-                                  kv_cache_tokens, prefill_chunk, vocab_limit, std::move(token_bytes), debug_hash, profile_first, profile_last, cycles_in_flight};
+                                  kv_cache_tokens, prefill_chunk, vocab_limit, std::move(token_bytes), debug_hash, profile_first, profile_last, cycles_in_flight,
+                                  prefill_chunk_beside, prefix_cache_bytes};
            }), py::kw_only(), "num_speculative_tokens"_a, "acceptance"_a, "max_model_len"_a, "max_num_seqs"_a, "kv_dtype"_a,
            "kv_cache_tokens"_a, "prefill_chunk"_a, "vocab_limit"_a, "token_bytes"_a, "debug_hash"_a, "profile_first"_a, "profile_last"_a,
-           "cycles_in_flight"_a);
+           "cycles_in_flight"_a, "prefill_chunk_beside"_a, "prefix_cache_bytes"_a);
 
   py::class_<RequestParams>(m, "RequestParams")
       .def(py::init([](int max_tokens, int min_tokens, double temperature, double top_p, int top_k, double min_p, double repetition_penalty,
@@ -227,12 +281,15 @@ void bind_requests(py::module_& m) {
 
   py::class_<RequestStats>(m, "RequestStats")
       .def_readonly("num_requests", &RequestStats::num_requests)
+      .def_readonly("num_cached_prompt_tokens", &RequestStats::num_cached_prompt_tokens)
       .def_readonly("num_cycles", &RequestStats::num_cycles)
       .def_readonly("num_draft_tokens", &RequestStats::num_draft_tokens)
       .def_readonly("num_accepted_draft_tokens", &RequestStats::num_accepted_draft_tokens)
       .def_readonly("num_emitted_tokens", &RequestStats::num_emitted_tokens)
+      .def_readonly("num_draft_faults", &RequestStats::num_draft_faults)
       .def_readonly("drafted_per_position", &RequestStats::drafted_per_position)
       .def_readonly("accepted_per_position", &RequestStats::accepted_per_position)
+      .def_readonly("num_prefill_passes", &RequestStats::num_prefill_passes)
       .def_readonly("prefill_time", &RequestStats::prefill_time)
       .def_readonly("time_to_first_token", &RequestStats::time_to_first_token)
       .def_readonly("draft_time", &RequestStats::draft_time)
@@ -241,10 +298,10 @@ void bind_requests(py::module_& m) {
       .def_readonly("decode_time", &RequestStats::decode_time);
 
   py::class_<Output>(m, "Output")
-      .def_readonly("request", &Output::request)
       .def_readonly("token_ids", &Output::tokens)
       .def_readonly("logprobs", &Output::logprobs)
       .def_property_readonly("top_logprobs", &top_logprobs)
+      .def_readonly("cycles", &Output::cycles)
       .def_readonly("tau", &Output::tau)
       .def_readonly("accepted", &Output::accepted)
       .def_readonly("verify_time", &Output::verify_time)
@@ -258,36 +315,62 @@ void bind_requests(py::module_& m) {
       .def_readonly("logits_hash", &Output::logits_hash)
       .def_readonly("target_kv_hashes", &Output::target_kv_hashes)
       .def_readonly("draft_kv_hashes", &Output::draft_kv_hashes);
+
+  py::class_<Bell, std::shared_ptr<Bell>>(m, "Bell")
+      .def(py::init<>())
+      .def_property_readonly("descriptor", &Bell::descriptor)
+      .def("rung", &Bell::rung);
+
+  py::class_<SubmissionHandle>(m, "Submission")
+      .def_property_readonly("serial", [](const SubmissionHandle& self) { return self.submission->serial; })
+      .def("take", [](const SubmissionHandle& self, bool whole, std::optional<double> timeout) {
+             return take(*self.submission, whole, timeout);
+           }, "whole"_a, "timeout"_a)
+      .def("ready", [](const SubmissionHandle& self) { return self.submission->ready(); })
+      .def("done", [](const SubmissionHandle& self) { return self.submission->done(); })
+      .def("cancel", [](const SubmissionHandle& self) { self.submission->cancel(); })
+      .def("ring", [](const SubmissionHandle& self, std::shared_ptr<Bell> bell, bool whole) {
+             self.submission->ring(std::move(bell), until_of(whole));
+           }, "bell"_a, "whole"_a);
+}
+
+void bind_memory_plan(py::module_& m) {
+  py::class_<MemoryUse>(m, "MemoryUse")
+      .def_readonly("weights", &MemoryUse::weights)
+      .def_readonly("draft_weights", &MemoryUse::draft_weights)
+      .def_readonly("kv_cache", &MemoryUse::kv_cache)
+      .def_readonly("workspace", &MemoryUse::workspace);
+  m.def("plan_memory", [](const BackendHandle& backend, const ModelConfig& target, const std::string& dtype, const std::optional<ModelConfig>& draft,
+                          const std::string& draft_dtype, const EngineOptions& options) {
+          const Unlocked unlocked;
+          return plan_memory(*backend.backend, target, dtype_of(dtype), draft ? &*draft : nullptr, dtype_of(draft_dtype), options);
+        }, "backend"_a, "target"_a, "dtype"_a, "draft"_a, "draft_dtype"_a, "options"_a);
 }
 
 void bind_engine(py::module_& m) {
-  py::class_<EngineHandle>(m, "Engine")
+  py::class_<EngineThread, std::shared_ptr<EngineThread>>(m, "Engine")
       .def(py::init([](const BackendHandle& backend, std::shared_ptr<Weights> target, std::shared_ptr<Weights> draft,
-                       const EngineOptions& options) {
+                       const EngineOptions& options, int max_queue) {
              const Unlocked unlocked;
-             return EngineHandle{shared(new Engine(backend.backend, std::move(target), std::move(draft), options))};
-           }), "backend"_a, "target"_a, "draft"_a, "options"_a)
-      .def("check", [](const EngineHandle& self, const std::vector<int32_t>& prompt, const RequestParams& params) {
-             self.open()->check(prompt, params);
-           }, "prompt"_a, "params"_a)
-      .def("add", [](const EngineHandle& self, const std::vector<int32_t>& prompt, const RequestParams& params) {
-             return self.open()->add(prompt, params);
-           }, "prompt"_a, "params"_a)
-      .def("cancel", [](const EngineHandle& self, int64_t request) { self.open()->cancel(request); }, "request"_a)
-      .def("step", &step, "outputs"_a)
-      .def("stats", [](const EngineHandle& self) { return self.open()->stats(); })
-      .def("verify", [](const EngineHandle& self, const std::vector<int32_t>& prefix, const std::vector<int32_t>& drafts) {
-             return verify(*self.open(), prefix, drafts);
-           }, "prefix"_a, "drafts"_a)
-      .def("profile", [](const EngineHandle& self, bool on) {
-             const auto engine = self.open();
-             const Unlocked unlocked;  // it waits for the device
-             engine->profile(on);
+             return shared(new EngineThread(std::make_shared<Engine>(backend.backend, std::move(target), std::move(draft), options), max_queue));
+           }), "backend"_a, "target"_a, "draft"_a, "options"_a, "max_queue"_a)
+      .def("check", &EngineThread::check, "prompt"_a, "params"_a)
+      .def("submit", &submit, "wanted"_a)
+      .def("verify", &verify, "prefix"_a, "drafts"_a)
+      .def("stats", &EngineThread::stats)
+      .def("profile", [](EngineThread& self, bool on) {
+             const auto call = self.call([on](Engine& engine) { engine.profile(on); });
+             wait_for([&](std::chrono::nanoseconds at_most) { return call->wait(at_most); }, std::nullopt);
            }, "on"_a)
-      .def("close", [](EngineHandle& self) { self.engine.reset(); })
-      .def_property_readonly("weight_bytes", [](const EngineHandle& self) { return self.open()->weight_bytes(); })
-      .def_property_readonly("kv_bytes", [](const EngineHandle& self) { return self.open()->kv_bytes(); })
-      .def_property_readonly("workspace_bytes", [](const EngineHandle& self) { return self.open()->workspace_bytes(); });
+      .def("close", [](EngineThread& self) {
+             const Unlocked unlocked;
+             self.close();
+           })
+      .def_property_readonly("weight_bytes", [](const EngineThread& self) { return self.engine()->weight_bytes(); })
+      .def_property_readonly("kv_bytes", [](const EngineThread& self) { return self.engine()->kv_bytes(); })
+      .def_property_readonly("workspace_bytes", [](const EngineThread& self) { return self.engine()->workspace_bytes(); });
+
+  m.def("interpreter_ends", [] { ending = true; });
 }
 
 }  // namespace
@@ -301,5 +384,6 @@ PYBIND11_MODULE(_core, m) {
   py::register_exception<EngineDead>(m, "EngineDead", PyExc_RuntimeError);
   bind_loading(m);
   bind_requests(m);
+  bind_memory_plan(m);
   bind_engine(m);
 }

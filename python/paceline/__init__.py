@@ -5,11 +5,13 @@ from importlib.metadata import version
 from paceline._core import CapacityError, DeviceError, EngineDead, ModelFileError, NumericError
 from paceline.bundled import demo_pair
 from paceline.engine import Engine
+from paceline.memory_plan import MemoryPlan
+from paceline.request import Request
 from paceline.results import Chunk, GenerationResult, Stats, TokenLogprob, Verification
 from paceline.sampling_params import SamplingParams
 
 __version__ = version("paceline")
 
 __all__ = [
-    "CapacityError", "Chunk", "DeviceError", "Engine", "EngineDead", "GenerationResult", "ModelFileError", "NumericError", "SamplingParams",
-    "Stats", "TokenLogprob", "Verification", "demo_pair"]
+    "CapacityError", "Chunk", "DeviceError", "Engine", "EngineDead", "GenerationResult", "MemoryPlan", "ModelFileError", "NumericError", "Request",
+    "SamplingParams", "Stats", "TokenLogprob", "Verification", "demo_pair"]

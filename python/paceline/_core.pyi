@@ -1,6 +1,5 @@
 """The compiled core. Private: paceline.Engine is the public face. Conversions only, no logic."""
 
-from collections import deque
 from collections.abc import Sequence
 from typing import Literal, final
 
@@ -21,6 +20,7 @@ class Backend:
     @staticmethod
     def load(path: str, device: int) -> Backend: ...
     def free_bytes(self) -> int: ...
+    def scratch_bytes(self) -> int: ...
     @property
     def description(self) -> str: ...
 
@@ -74,6 +74,8 @@ class EngineOptions:
         profile_first: int,
         profile_last: int,
         cycles_in_flight: int,
+        prefill_chunk_beside: int,
+        prefix_cache_bytes: int,
     ) -> None: ...
 
 @final
@@ -101,12 +103,15 @@ class RequestParams:
 @final
 class RequestStats:
     num_requests: int
+    num_cached_prompt_tokens: int
     num_cycles: int
     num_draft_tokens: int
     num_accepted_draft_tokens: int
     num_emitted_tokens: int
+    num_draft_faults: int
     drafted_per_position: list[int]
     accepted_per_position: list[int]
+    num_prefill_passes: int
     prefill_time: float
     time_to_first_token: float
     draft_time: float
@@ -116,12 +121,12 @@ class RequestStats:
 
 @final
 class Output:
-    """What one step gave one request."""
+    """What one cycle gave one request, or several cycles."""
 
-    request: int
     token_ids: list[int]
     logprobs: list[float]
     top_logprobs: list[list[tuple[int, float]]]
+    cycles: int
     tau: int
     accepted: int
     verify_time: float
@@ -135,12 +140,50 @@ class Output:
     draft_kv_hashes: list[int]
 
 @final
+class Bell:
+    """Rings when submissions have something new: `descriptor` becomes readable."""
+
+    def __init__(self) -> None: ...
+    @property
+    def descriptor(self) -> int: ...
+    def rung(self) -> list[int]:
+        """Serials since the last call; empty although it rang: any."""
+
+@final
+class Submission:
+    """A request of the engine thread. Dropping it cancels it."""
+
+    @property
+    def serial(self) -> int: ...
+    def take(self, whole: bool, timeout: float | None) -> Output | None:
+        """The next output, or all that are left in one once the last is there. None: not within `timeout` seconds, or nothing is left."""
+
+    def ready(self) -> bool: ...
+    def done(self) -> bool: ...
+    def cancel(self) -> None: ...
+    def ring(self, bell: Bell, whole: bool) -> None: ...
+
+def interpreter_ends() -> None:
+    """From now on calls of other threads that would fail stay where they are."""
+
+@final
+class MemoryUse:
+    """Bytes."""
+
+    weights: int
+    draft_weights: int
+    kv_cache: int
+    workspace: int
+
+def plan_memory(
+    backend: Backend, target: ModelConfig, dtype: str, draft: ModelConfig | None, draft_dtype: str, options: EngineOptions
+) -> MemoryUse: ...
+
+@final
 class Engine:
-    def __init__(self, backend: Backend, target: Weights, draft: Weights | None, options: EngineOptions) -> None: ...
+    def __init__(self, backend: Backend, target: Weights, draft: Weights | None, options: EngineOptions, max_queue: int) -> None: ...
     def check(self, prompt: Sequence[int], params: RequestParams) -> None: ...
-    def add(self, prompt: Sequence[int], params: RequestParams) -> int: ...
-    def cancel(self, request: int) -> None: ...
-    def step(self, outputs: dict[int, deque[Output]]) -> None: ...
+    def submit(self, wanted: Sequence[tuple[Sequence[int], RequestParams]]) -> list[Submission]: ...
     def stats(self) -> RequestStats: ...
     def verify(self, prefix: Sequence[int], drafts: Sequence[int]) -> NDArray[np.float32]: ...
     def profile(self, on: bool) -> None: ...

@@ -14,7 +14,8 @@ from paceline import _core, checks
 from paceline.chat_template import are_messages
 from paceline.devices import Device, ignored_on_cuda, make_backend, profile_cycles, refuse_on_cuda
 from paceline.kv_budget import available_memory, default_kv_cache_tokens, kv_bytes_per_position, weight_bytes
-from paceline.loading import Checkpoint, default_directory, load_cached_weights, load_weights, read_config
+from paceline.loading import Checkpoint, core_config, default_directory, load_cached_weights, load_weights, read_config
+from paceline.memory_plan import MemoryPlan, plan_memory
 from paceline.sampling_params import MAX_TAU
 from paceline.tokenizer import Tokenizer, refuse_other_tokenizer
 
@@ -35,6 +36,7 @@ _DTYPES = ("auto", *get_args(Dtype))
 
 DEFAULT_TAU = 3  # near the knee of verification cost on CPUs; the bundled pair is fastest at 2 or 3
 PREFILL_CHUNK = {"cpu": 256, "cuda": 64}  # rows of a prompt per pass: weights are read once per chunk; a product on CUDA has 64
+PREFILL_CHUNK_BESIDE = 0  # of one while others decode. 0: as many as cost four plain passes
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +53,9 @@ class Settings:
     acceptance: str
     max_model_len: int
     max_num_seqs: int
+    max_queue: int
     kv_cache_tokens: int
+    prefix_cache_bytes: int | None
     weights_cache: Path | None
     vocab_size: int
     """Ids that exist: the target's tokenizer decides, and config.json without one."""
@@ -69,12 +73,22 @@ class Settings:
             return load_weights(self.backend, checkpoint, dtype), None
         return load_cached_weights(self.weights_cache, self.backend, checkpoint, dtype)
 
+    def plan(self) -> MemoryPlan:
+        """Of an engine that is not built yet."""
+        draft = core_config(self.draft) if self.draft else None
+        free = self.backend.free_bytes() if self.device == "cuda" else available_memory()
+        return plan_memory(self.backend, core_config(self.target), self.dtype, draft, self.draft_dtype, self.for_core(), free)
+
     def no_room(self, error: Exception) -> _core.CapacityError:
-        """What decides how much an engine takes, instead of the name of a call."""
+        """How much an engine takes and what decides that, instead of the name of a call."""
+        try:
+            plan = f"; {self.plan()}"
+        except (RuntimeError, MemoryError):  # no room even for that
+            plan = ""
         dtypes = f"dtype={self.dtype!r}" + (f", draft_dtype={self.draft_dtype!r}" if self.draft else "")
         return _core.CapacityError(
             f"[Engine] no memory on device {self.device} for kv_cache_tokens={self.kv_cache_tokens}, max_num_seqs={self.max_num_seqs}, "
-            f"max_model_len={self.max_model_len}, {dtypes}: lower one of them, or take a smaller dtype ({error})")
+            f"max_model_len={self.max_model_len}, {dtypes}: lower one of them, or take a smaller dtype ({error}){plan}")
 
     def token_bytes(self) -> list[bytes]:
         """Empty without a tokenizer. Ids of the model that the tokenizer does not know cannot be chosen."""
@@ -89,7 +103,8 @@ class Settings:
             max_num_seqs=self.max_num_seqs, kv_dtype=self.kv_dtype, kv_cache_tokens=self.kv_cache_tokens,
             prefill_chunk=PREFILL_CHUNK[self.device],
             vocab_limit=self.vocab_size, token_bytes=self.token_bytes()[:self.vocab_size], debug_hash=False,
-            profile_first=self.profile_cycles[0], profile_last=self.profile_cycles[1], cycles_in_flight=0)
+            profile_first=self.profile_cycles[0], profile_last=self.profile_cycles[1], cycles_in_flight=0,
+            prefill_chunk_beside=PREFILL_CHUNK_BESIDE, prefix_cache_bytes=-1 if self.prefix_cache_bytes is None else self.prefix_cache_bytes)
 
     def info(self) -> dict[str, Any]:
         return {
@@ -97,23 +112,28 @@ class Settings:
             "architecture": self.target.architecture, "tokenizer": self.tokenizer.source if self.tokenizer else None, "dtype": self.dtype,
             "draft_dtype": self.draft_dtype if self.draft else None, "kv_dtype": self.kv_dtype,
             "num_speculative_tokens": self.num_speculative_tokens, "acceptance": self.acceptance, "max_model_len": self.max_model_len,
-            "max_num_seqs": self.max_num_seqs, "kv_cache_tokens": self.kv_cache_tokens, "vocab_size": self.vocab_size,
+            "max_num_seqs": self.max_num_seqs, "max_queue": self.max_queue, "kv_cache_tokens": self.kv_cache_tokens,
+            "prefix_cache_bytes": self.prefix_cache_bytes, "vocab_size": self.vocab_size,
             "weights_cache": str(self.weights_cache) if self.weights_cache else None, "num_threads": self.num_threads,
             "eos_token_ids": self.target.eos_token_ids, "notes": self.notes}
 
 
 def resolve(*, target: PathLike, draft: PathLike | None, tokenizer: PathLike | tokenizers.Tokenizer | None, device: str, dtype: str,
             draft_dtype: str, kv_dtype: str, num_speculative_tokens: int | str, acceptance: str, max_model_len: int | None,
-            max_num_seqs: int, kv_cache_tokens: int | None, num_threads: int | None, weights_cache: PathLike | None) -> Settings:
+            max_num_seqs: int, max_queue: int, kv_cache_tokens: int | None, prefix_cache_bytes: int | None, num_threads: int | None,
+            weights_cache: PathLike | None, planning: bool = False) -> Settings:
+    """planning: the engine will not be built, and its checkpoints may lack their weights."""
     notes: list[str] = []
     _one_of("device", device, get_args(Device))
     _one_of("acceptance", acceptance, get_args(AcceptanceRule))
     num_seqs = _integer("max_num_seqs", max_num_seqs, 1, 256)
+    queue = _integer("max_queue", max_queue, 0)
+    prefixes = None if prefix_cache_bytes is None else _integer("prefix_cache_bytes", prefix_cache_bytes, 0, 2**63 - 1)
     threads = 0 if num_threads is None else _integer("num_threads", num_threads, 1, 1024)
     tau = _tau(num_speculative_tokens, draft is not None)
     cache = default_directory() if weights_cache == "auto" else None if weights_cache is None else _path("weights_cache", weights_cache, _CACHE)
-    target_files = read_config(_directory("target", target))
-    draft_files = _within_its_window(read_config(_directory("draft", draft)), notes) if draft is not None else None
+    target_files = read_config(_directory("target", target), planning=planning)
+    draft_files = _within_its_window(read_config(_directory("draft", draft), planning=planning), notes) if draft is not None else None
     words = _tokenizer(tokenizer, target_files)
     _check_draft_tokenizer(words, draft_files, notes)
     target_dtype = _dtype("dtype", dtype, target_files, notes)
@@ -132,9 +152,9 @@ def resolve(*, target: PathLike, draft: PathLike | None, tokenizer: PathLike | t
     free = backend.free_bytes() - sum(weight_bytes(config, of) for config, of in models) if kind == "cuda" else available_memory()
     return Settings(
         target=target_files, draft=draft_files, tokenizer=words, dtype=target_dtype, draft_dtype=drafts_dtype, kv_dtype=kv,
-        num_speculative_tokens=tau, acceptance=acceptance, max_model_len=length, max_num_seqs=num_seqs,
+        num_speculative_tokens=tau, acceptance=acceptance, max_model_len=length, max_num_seqs=num_seqs, max_queue=queue,
         kv_cache_tokens=_kv_cache_tokens(kv_cache_tokens, num_seqs, length, per_position, max(0, free), notes),
-        weights_cache=cache, vocab_size=_vocab_size(target_files, words), notes=tuple(notes),
+        prefix_cache_bytes=prefixes, weights_cache=cache, vocab_size=_vocab_size(target_files, words), notes=tuple(notes),
         profile_cycles=profile_cycles(), device=kind, num_threads=(threads or len(os.sched_getaffinity(0))) if kind == "cpu" else None,
         backend=backend)
 

@@ -1,11 +1,11 @@
 """The engine as Python sees it: two checkpoints in, text out."""
 
+import atexit
 import contextlib
 import dataclasses
-import os
-import threading
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import inspect
+import weakref
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ import tokenizers
 from paceline import _core, checks
 from paceline.arguments import AcceptanceRule, Dtype, KvDtype, Messages, PathLike, Prompt, prompt_ids, render_messages, resolve
 from paceline.devices import Device
+from paceline.memory_plan import MemoryPlan
 from paceline.request import Request
 from paceline.results import Chunk, GenerationResult, Stats, Verification
 from paceline.sampling_params import SamplingParams
@@ -25,14 +26,16 @@ class Engine:
     The draft never changes what comes out, only how fast: greedy output, seeded output and logprobs are bitwise those of the
     target alone (under ``acceptance="rejection"`` sampled output follows the same law instead).
 
-    Any number of threads may use one engine; their requests share its cycles.
+    It runs on a thread of its own. Any number of threads and coroutines may use one engine; their requests share its cycles. The CPU engines
+    of a process with the same number of threads share those.
     """
 
     def __init__(self, target: PathLike, draft: PathLike | None = None, *, tokenizer: PathLike | tokenizers.Tokenizer | None = None,
                  device: Device = "auto", dtype: Dtype | Literal["auto"] = "auto", draft_dtype: Dtype | Literal["auto"] = "auto",
                  kv_dtype: KvDtype | Literal["auto"] = "auto", num_speculative_tokens: int | Literal["auto"] = "auto",
                  acceptance: AcceptanceRule = "coupled",
-                 max_model_len: int | None = None, max_num_seqs: int = 1, kv_cache_tokens: int | None = None,
+                 max_model_len: int | None = None, max_num_seqs: int = 1, max_queue: int = 1024, kv_cache_tokens: int | None = None,
+                 prefix_cache_bytes: int | None = None,
                  num_threads: int | None = None, weights_cache: PathLike | Literal["auto"] | None = None, warmup: bool = True) -> None:
         """Read the checkpoints and take all the memory that will ever be needed.
 
@@ -49,9 +52,15 @@ class Engine:
         acceptance: "coupled" (arXiv:2408.07978) or "rejection" (arXiv:2211.17192). Without a draft both are plain decoding.
         max_model_len: tokens of a sequence at most, prompt included. None: the target's context.
         max_num_seqs: sequences decoding at once, 1 to 256; more wait.
+        max_queue: requests that may wait, for a sequence to end or for KV pages, at least 0; one more is a CapacityError. A batch is
+            taken whole, if its first would be.
         kv_cache_tokens: positions of KV over all sequences, per model. None: max_num_seqs * min(max_model_len, 8192), less if
             that is more than a quarter of the free memory, on device cuda of what the weights leave. A request that needs more is a
             CapacityError.
+        prefix_cache_bytes: of both KV caches, at most, that requests leave when they end, for later ones whose prompts begin with the same
+            pages of 64 tokens, least recently used out first. It is part of the KV caches: whoever needs the room gets it. None: all
+            that nobody needs; 0: nothing. A reused prefix changes no bit of what comes out, only how soon, and stats() counts its tokens:
+            0 where requests must not learn from that whether others began alike.
         num_threads: of the CPU engine. None: one per core this process may use. With device="cuda" it stays None; where "auto" became
             CUDA it has no effect and info["notes"] says so.
         weights_cache: a directory for packed weights, some gigabytes per model and dtype: the next start maps them and checks every
@@ -68,19 +77,17 @@ class Engine:
         settings = resolve(
             target=target, draft=draft, tokenizer=tokenizer, device=device, dtype=dtype, draft_dtype=draft_dtype, kv_dtype=kv_dtype,
             num_speculative_tokens=num_speculative_tokens, acceptance=acceptance, max_model_len=max_model_len, max_num_seqs=max_num_seqs,
-            kv_cache_tokens=kv_cache_tokens, num_threads=num_threads, weights_cache=weights_cache)
+            max_queue=max_queue, kv_cache_tokens=kv_cache_tokens, prefix_cache_bytes=prefix_cache_bytes, num_threads=num_threads,
+            weights_cache=weights_cache)
         try:
             target_weights, target_note = settings.load(settings.target, settings.dtype)
             draft_weights, draft_note = settings.load(settings.draft, settings.draft_dtype) if settings.draft else (None, None)
-            self._core = _core.Engine(settings.backend, target_weights, draft_weights, settings.for_core())
+            self._core = _core.Engine(settings.backend, target_weights, draft_weights, settings.for_core(), settings.max_queue)
         except (_core.CapacityError, MemoryError) as error:
             raise settings.no_room(error) from error
         self._tokenizer, self._token_bytes = settings.tokenizer, settings.token_bytes()  # not the settings: close() could not drop their backend
         self._eos_token_ids = settings.target.eos_token_ids
-        self._lock = threading.Lock()  # of the core: one caller at a time
-        self._outputs: dict[int, deque[_core.Output]] = {}  # of every request that somebody waits for
-        self._dropped: deque[int] = deque()  # cancelled from anywhere, a garbage collection included: taken in before the next step
-        self._process = os.getpid()
+        _live.add(self)
         if warmup:
             self._core.verify([0], [0] * settings.warmup_drafts())
         self.info: dict[str, Any] = settings.info() | {
@@ -89,55 +96,62 @@ class Engine:
             "workspace_bytes": self._core.workspace_bytes}
         """What is in use: every setting as resolved, memory in bytes, and notes on what was decided for the caller."""
 
-    def generate(self, prompt: Prompt, sampling_params: SamplingParams | None = None, **overrides: Any) -> GenerationResult:
-        """Continue one prompt. overrides are fields of SamplingParams.
-
-        prompt: text, token ids in [0, info["vocab_size"]), or messages for the model's chat template (`apply_chat_template`).
-        Raises ValueError (arguments), CapacityError (does not fit into kv_cache_tokens), NumericError (the target gave NaN or
-        an infinity, or the processors left no token), EngineDead.
+    @classmethod
+    def plan(cls, target: PathLike, draft: PathLike | None = None, **options: Any) -> MemoryPlan:
+        """What an engine of these arguments would take, and whether that is there. Nothing large is read or taken; checkpoints may
+        lack their weights. options: as in Engine(...), whose errors it raises.
         """
-        request = self._submit(prompt, sampling_params, overrides)
-        try:
-            result = request.result()
-        finally:
-            request.close()  # after an interrupt
-        if result.finish_reason == "error":
-            raise _core.NumericError(result.error)
-        return result
+        given = inspect.signature(cls).bind(target, draft, **options)
+        given.apply_defaults()
+        return resolve(planning=True, **{name: value for name, value in given.arguments.items() if name != "warmup"}).plan()
+
+    def submit(self, prompt: Prompt, sampling_params: SamplingParams | None = None, **overrides: Any) -> Request:
+        """Hand over one prompt and go on: the request runs, or waits for its turn. `generate` and `stream` are built on this.
+
+        prompt: text, token ids in [0, info["vocab_size"]), or messages for the model's chat template (`apply_chat_template`). overrides are
+            fields of SamplingParams.
+        Raises ValueError (arguments), CapacityError (does not fit into kv_cache_tokens, or the queue is full), EngineDead.
+        """
+        ids, params = self._resolved(prompt, sampling_params, overrides)
+        (submission,) = self._core.submit([(ids, params._for_core(self._eos_token_ids))])
+        return Request(submission, ids, params, self._token_bytes)
+
+    def generate(self, prompt: Prompt, sampling_params: SamplingParams | None = None, **overrides: Any) -> GenerationResult:
+        """Continue one prompt: `submit(...).result()`, which says what is raised. Interrupted, it cancels the request."""
+        request = self.submit(prompt, sampling_params, **overrides)
+        with _cancelled_unless_done([request]):
+            return request.result()
+
+    async def generate_async(self, prompt: Prompt, sampling_params: SamplingParams | None = None, **overrides: Any) -> GenerationResult:
+        """`generate` for coroutines. Cancelling who awaits it cancels the request."""
+        return await self.submit(prompt, sampling_params, **overrides)
 
     def generate_batch(self, prompts: Iterable[Prompt], sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
                        **overrides: Any) -> list[GenerationResult]:
-        """Continue many prompts, max_num_seqs at a time; results in the order of the prompts.
+        """Continue many prompts, max_num_seqs at a time; results in the order of the prompts. The queue takes all of them or none.
 
         sampling_params: one for all, or one per prompt.
         Arguments that `generate` would refuse raise before anything runs, with the prompt's index: "[generate_batch] prompts[1]: ...".
         A request that fails later has finish_reason "error" in its result; the others are unaffected.
         """
-        several = checks.items("generate_batch", "prompts", "several prompts", prompts)
-        if sampling_params is None or isinstance(sampling_params, SamplingParams):
-            params: Sequence[SamplingParams | None] = [sampling_params] * len(several)
-        else:
-            params = checks.items("generate_batch", "sampling_params", "a SamplingParams or one per prompt", sampling_params)
-        if len(params) != len(several):
-            checks.refuse("generate_batch", "sampling_params", f"one for all or one per prompt, {len(several)}", len(params))
-        requests: list[Request] = []
-        for i, (prompt, each) in enumerate(zip(several, params, strict=True)):
-            try:
-                requests.append(self._checked(prompt, each, overrides))
-            except (ValueError, _core.CapacityError) as error:
-                kind = ValueError if isinstance(error, ValueError) else _core.CapacityError
-                raise kind(f"[generate_batch] prompts[{i}]: {str(error).removeprefix('[generate] ')}") from None
-        try:
-            for request in requests:
-                self._add(request)
-            return [request.result() for request in requests]
-        finally:
-            for request in requests:
-                request.close()
+        requests = self._submit_batch(prompts, sampling_params, overrides)
+        with _cancelled_unless_done(requests):
+            return [request._whole_result() for request in requests]
+
+    async def generate_batch_async(self, prompts: Iterable[Prompt], sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+                                   **overrides: Any) -> list[GenerationResult]:
+        """`generate_batch` for coroutines. Cancelling who awaits it cancels all of its requests."""
+        requests = self._submit_batch(prompts, sampling_params, overrides)
+        with _cancelled_unless_done(requests):
+            return [await request._whole_result_async() for request in requests]
 
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None, **overrides: Any) -> Iterator[Chunk]:
         """Like `generate`, a chunk per cycle. Arguments are checked at once; dropping the iterator cancels the request."""
-        return self._submit(prompt, sampling_params, overrides)
+        return self.submit(prompt, sampling_params, **overrides)
+
+    def stream_async(self, prompt: Prompt, sampling_params: SamplingParams | None = None, **overrides: Any) -> AsyncIterator[Chunk]:
+        """`stream` for `async for`."""
+        return self.submit(prompt, sampling_params, **overrides)
 
     def apply_chat_template(self, messages: Messages, *, add_generation_prompt: bool = True, tools: Sequence[Mapping[str, Any]] | None = None,
                             **variables: Any) -> str:
@@ -158,31 +172,25 @@ class Engine:
         [len(draft_ids) + 1, vocab_size of config.json]. prefix_ids must not be empty."""
         prefix = checks.token_ids("verify", "prefix_ids", prefix_ids)
         drafts = checks.token_ids("verify", "draft_ids", draft_ids)
-        self._check_process()
-        with self._lock:
-            return Verification(self._core.verify(prefix, drafts))
+        return Verification(self._core.verify(prefix, drafts))
 
     def stats(self) -> Stats:
         """Of all requests that have finished."""
-        self._check_process()
-        with self._lock:
-            return Stats._of(self._core.stats())
+        return Stats._of(self._core.stats())
 
     @contextlib.contextmanager
     def profile(self) -> Iterator[None]:
         """What runs inside is what `nsys profile --capture-range=cudaProfilerApi` captures (docs/profiling.md). On device cpu
         there is nothing to capture."""
-        self._check_process()
-        with self._lock:
-            self._core.profile(True)
+        self._core.profile(True)
         try:
             yield
         finally:
-            with self._lock:
-                self._core.profile(False)
+            self._core.profile(False)
 
     def close(self) -> None:
-        """Give the memory back. Requests under way, and later calls, end with a RuntimeError."""
+        """End the engine's thread after the cycle it is in, and give the memory back. Requests under way, and later calls, end with a
+        RuntimeError, after what they were given before."""
         self._core.close()
 
     def __repr__(self) -> str:
@@ -195,47 +203,53 @@ class Engine:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def _submit(self, prompt: Prompt, sampling_params: SamplingParams | None, overrides: dict[str, Any]) -> Request:
-        request = self._checked(prompt, sampling_params, overrides)
-        self._add(request)
-        return request
-
-    def _checked(self, prompt: Prompt, sampling_params: SamplingParams | None, overrides: dict[str, Any]) -> Request:
-        """A request that the core will take."""
+    def _resolved(self, prompt: Prompt, sampling_params: SamplingParams | None, overrides: dict[str, Any]) -> tuple[list[int], SamplingParams]:
         if sampling_params is not None and not isinstance(sampling_params, SamplingParams):
             checks.refuse("generate", "sampling_params", "a SamplingParams", sampling_params)
         params = dataclasses.replace(sampling_params or SamplingParams(), **overrides)._drawn()
-        ids = prompt_ids(prompt, self._tokenizer)
-        request = Request(ids, params, self._token_bytes, self._advance, self._dropped.append)
-        self._check_process()
-        with self._lock:
-            self._core.check(request.prompt, self._for_core(request))
-        return request
+        return prompt_ids(prompt, self._tokenizer), params
 
-    def _add(self, request: Request) -> None:
-        self._check_process()
-        with self._lock:
-            request.id = self._core.add(request.prompt, self._for_core(request))
-            self._outputs[request.id] = request.outputs
+    def _submit_batch(self, prompts: Iterable[Prompt], sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+                      overrides: dict[str, Any]) -> list[Request]:
+        several = checks.items("generate_batch", "prompts", "several prompts", prompts)
+        if sampling_params is None or isinstance(sampling_params, SamplingParams):
+            given: Sequence[SamplingParams | None] = [sampling_params] * len(several)
+        else:
+            given = checks.items("generate_batch", "sampling_params", "a SamplingParams or one per prompt", sampling_params)
+        if len(given) != len(several):
+            checks.refuse("generate_batch", "sampling_params", f"one for all or one per prompt, {len(several)}", len(given))
+        resolved: list[tuple[list[int], SamplingParams]] = []
+        wanted: list[tuple[list[int], _core.RequestParams]] = []
+        for i, (prompt, each) in enumerate(zip(several, given, strict=True)):
+            try:
+                ids, params = self._resolved(prompt, each, overrides)
+                self._core.check(ids, params._for_core(self._eos_token_ids))
+            except (ValueError, _core.CapacityError) as error:
+                kind = ValueError if isinstance(error, ValueError) else _core.CapacityError
+                raise kind(f"[generate_batch] prompts[{i}]: {str(error).removeprefix('[generate] ')}") from None
+            resolved.append((ids, params))
+            wanted.append((ids, params._for_core(self._eos_token_ids)))
+        submissions = self._core.submit(wanted)
+        return [Request(submission, ids, params, self._token_bytes) for submission, (ids, params) in zip(submissions, resolved, strict=True)]
 
-    def _for_core(self, request: Request) -> _core.RequestParams:
-        return request.params._for_core(self._eos_token_ids)
 
-    def _advance(self, request: Request) -> None:
-        """Run cycles until `request` has an output. Whoever holds the lock works for all; the others find theirs done."""
-        while not request.outputs:
-            self._check_process()
-            with self._lock:
-                if request.outputs:
-                    return
-                while self._dropped:
-                    self._forget(self._dropped.popleft())
-                self._core.step(self._outputs)
+@contextlib.contextmanager
+def _cancelled_unless_done(requests: Sequence[Request]) -> Iterator[None]:
+    """Whoever leaves early, by Ctrl-C for instance, wants none of them; a traceback may hold them for long."""
+    try:
+        yield
+    except BaseException:
+        for request in requests:
+            request.cancel()
+        raise
 
-    def _forget(self, request: int) -> None:
-        self._core.cancel(request)
-        self._outputs.pop(request, None)
 
-    def _check_process(self) -> None:
-        if os.getpid() != self._process:
-            raise _core.EngineDead("[Engine] made before a fork, its threads live in the parent: build a new one in this process")
+_live: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Before the interpreter goes: an engine's thread must not outlive it. Threads that still wait for an engine stay where they are."""
+    _core.interpreter_ends()
+    for engine in list(_live):
+        engine.close()

@@ -26,14 +26,21 @@ class Stats:
     """What speculation did and what it cost. Times are in seconds."""
 
     num_requests: int
+    num_cached_prompt_tokens: int
+    """Tokens of prompts that the target did not read, since it had read them for earlier requests (the prefix cache)."""
     num_cycles: int
     num_tokens: int
     """Tokens emitted."""
     num_draft_tokens: int
     num_accepted_draft_tokens: int
+    num_draft_faults: int
+    """Cycles that drafted less because a row of the draft's logits held NaN or infinity, or left no token to choose. It costs speed only;
+    such a row of the target ends its request with a NumericError."""
     drafted_per_position: tuple[int, ...]
     """How many cycles drafted a token at each place of the cycle."""
     accepted_per_position: tuple[int, ...]
+    num_prefill_passes: int
+    """That fed prompts, to the target or to the draft; one that feeds several requests counts for each."""
     prefill_time: float
     time_to_first_token: float
     """From the request to its first token, waiting included; the mean when there are several requests."""
@@ -63,22 +70,26 @@ class Stats:
     @classmethod
     def _of(cls, core: _core.RequestStats) -> "Stats":
         return cls(
-            num_requests=core.num_requests, num_cycles=core.num_cycles, num_tokens=core.num_emitted_tokens, num_draft_tokens=core.num_draft_tokens,
-            num_accepted_draft_tokens=core.num_accepted_draft_tokens, drafted_per_position=tuple(core.drafted_per_position),
-            accepted_per_position=tuple(core.accepted_per_position), prefill_time=core.prefill_time,
+            num_requests=core.num_requests, num_cached_prompt_tokens=core.num_cached_prompt_tokens, num_cycles=core.num_cycles,
+            num_tokens=core.num_emitted_tokens, num_draft_tokens=core.num_draft_tokens, num_accepted_draft_tokens=core.num_accepted_draft_tokens,
+            num_draft_faults=core.num_draft_faults, drafted_per_position=tuple(core.drafted_per_position),
+            accepted_per_position=tuple(core.accepted_per_position), num_prefill_passes=core.num_prefill_passes, prefill_time=core.prefill_time,
             time_to_first_token=core.time_to_first_token / max(1, core.num_requests), draft_time=core.draft_time, verify_time=core.verify_time,
             sample_time=core.sample_time, decode_time=core.decode_time)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
-    """What one cycle gave a stream. The texts of all chunks joined are the text of the result."""
+    """What a cycle gave a request, or several cycles where the consumer is far behind. The texts of all chunks joined are the text of the
+    result."""
 
     text: str
     """Whole characters only; what may still become a stop string is held back."""
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...] | None
     """One per token, when asked for."""
+    num_cycles: int
+    """1; more for a consumer who was 64 chunks behind; 0 for the end of a cancelled request."""
     num_draft_tokens: int
     num_accepted_draft_tokens: int
     verify_time: float

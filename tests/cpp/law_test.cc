@@ -3,7 +3,6 @@
 //
 // PACELINE_LAW_N sets the number of texts per case (mutants whose power allows it run with fewer).
 #include <atomic>
-#include <cstdlib>
 #include <limits>
 #include <mutex>
 #include <thread>
@@ -20,10 +19,7 @@ namespace {
 constexpr double kAlpha = 1e-6;
 const std::vector<int32_t> kPrompt = {1, 3};
 
-int texts_per_case(int by_default = 250000) {
-  const char* chosen = std::getenv("PACELINE_LAW_N");
-  return chosen ? std::atoi(chosen) : by_default;
-}
+long texts_per_case(long by_default = 250000) { return statistics_size(by_default); }
 
 struct Case {
   Acceptance acceptance;
@@ -58,14 +54,14 @@ RequestParams stranger() {
 }
 
 // Decode n texts of the case; with a batch, every fourth request is a stranger with other processors that nobody counts.
-std::vector<long> decode(const Case& c, TableEngine& engine, long n, unsigned seed) {
+std::vector<long> decode(const Case& c, TableEngine& engine, long n, uint64_t seed) {
   std::vector<long> counts(size_t(std::pow(c.ids, c.length)), 0);
   std::map<int64_t, std::vector<int>> texts;
   long asked = 0, done = 0;
   const auto ask = [&] {
     const bool counted = c.batch == 1 || asked % 4 != 3;
     RequestParams p = counted ? c.params : stranger();
-    p.seed = (uint64_t(seed) << 32) + uint64_t(asked);
+    p.seed = ((seed + 1000003 * statistics_seed()) << 32) + uint64_t(asked);
     p.num_speculative_tokens = c.tau >= 0 ? c.tau : int(asked % 4);
     if (counted) p.max_tokens = c.max_tokens;
     const int64_t id = engine->add(kPrompt, p);
@@ -95,7 +91,7 @@ std::vector<long> decode(const Case& c, TableEngine& engine, long n, unsigned se
   return counts;
 }
 
-void check_case(const Case& c, long n, unsigned seed) {
+void check_case(const Case& c, long n, uint64_t seed) {
   TableEngine engine(table_pair(c.ids, c.draft), c.acceptance, 3, c.batch);
   engine.draft().after_row = c.after_draft_row;
   std::vector<double> expected;
@@ -136,7 +132,7 @@ void check_grid(const std::vector<Case>& cases) {
   std::string failure;
   const auto work = [&] {
     for (size_t i = next++; i < cases.size(); i = next++) try {
-        check_case(cases[i], texts_per_case(), unsigned(i + 1));
+        check_case(cases[i], texts_per_case(), i + 1);
       } catch (const std::exception& error) {
         const std::lock_guard lock(mutex);
         if (failure.empty()) failure = error.what();
@@ -147,7 +143,7 @@ void check_grid(const std::vector<Case>& cases) {
   work();
   other.join();
   CHECK(failure.empty(), failure);
-  std::printf("      %zu cases of %d texts\n", cases.size(), texts_per_case());
+  std::printf("      %zu cases of %ld texts\n", cases.size(), texts_per_case());
 }
 
 }  // namespace
@@ -211,7 +207,7 @@ TEST(controlled_law_rejection) {
     rows.resize(std::max(rows.size(), size_t(position) + 1));
     rows[position] = token;
   };
-  uint64_t seed = 1;
+  uint64_t seed = 1 + (statistics_seed() << 32);
   RowsBuffer prefill(*backend, 1);
   const auto start = [&](int slot) {
     text[slot].assign(kPrompt.begin(), kPrompt.end());

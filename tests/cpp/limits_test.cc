@@ -230,8 +230,45 @@ TEST(no_draft_rows_without_drafts) {
   }
 }
 
+// No drafts, one, as many as an engine may be asked for, and contexts that have no room for any: plain decoding's text, and at tau = 0
+// plain decoding itself.
+TEST(every_tau_up_to_the_cap) {
+  long drafted = 0;
+  for (int tau : {0, 1, 2, 16, 33, 64})
+    for (int max_model_len : {2, 3, 17, 64, 65, 200})
+      for (int accepted : {0, 1, 15, 1000})
+        for (int batch : {1, 3}) {
+          auto scripts = std::make_shared<Scripts>();
+          std::vector<Job> jobs;
+          for (int i = 0; i < batch; ++i) {
+            const int prompt_length = 1 + i * (max_model_len - 2) / 3;
+            scripts->push_back(dialled(i, prompt_length, accepted, max_model_len + 1));
+            jobs.push_back(job_of(i, prompt_length, i == 1 ? 20 : -1));
+          }
+          const ScriptedOptions options = options_of(kVocab, tau, batch, max_model_len);
+          ScriptedEngine engine(options, scripts);
+          const std::vector<Text> texts = engine.run(jobs), reference = plain(options, scripts, jobs);
+          for (int i = 0; i < batch; ++i) {
+            const std::string where = message("tau ", tau, ", context ", max_model_len, ", accepted ", accepted, ", ", i, " of ", batch);
+            check_same(texts[i], reference[i], where);
+            if (tau == 0) CHECK(texts[i].cycles == reference[i].cycles && engine.draft->trace().empty(), where);
+            for (const CycleTrace& cycle : texts[i].cycles) drafted = std::max<long>(drafted, cycle.tau);
+          }
+        }
+  CHECK(drafted == 64, "no cycle had more than ", drafted, " drafts");
+  auto scripts = std::make_shared<Scripts>(1, dialled(0, 3, 1, 300));
+  for (int tau : {65, 1000})
+    CHECK_THROWS(ScriptedEngine(options_of(kVocab, tau, 1, 256), scripts), std::invalid_argument, "num_speculative_tokens must be in [0");
+  ScriptedEngine engine(options_of(kVocab, 4, 1, 256), scripts);
+  for (int tau : {-2, 5, 64, 1 << 30}) {
+    Job job = job_of(0, 3, 9);
+    job.params.num_speculative_tokens = tau;
+    CHECK_THROWS(engine.add(job), std::invalid_argument, "num_speculative_tokens must be in [0, 4]");
+  }
+}
+
 // One page, one sequence, more drafts than pages, fewer slots than requests, prefill by single rows: slower or refused with
-// CapacityError, never stuck. The watchdog is a bound on steps.
+// CapacityError, never stuck. The watchdogs are a bound on steps, and on the seconds of a case.
 TEST(tiny_capacities) {
   int decoded = 0, refused = 0;
   for (int cache : {2, 5, 64, 130})
@@ -240,6 +277,7 @@ TEST(tiny_capacities) {
         for (int chunk = 1; chunk <= 4; ++chunk)
           for (int requests = 1; requests <= 4; ++requests)
             for (int max_model_len : {2, 4, 131}) {
+              const Watchdog five_seconds(5);
               auto scripts = std::make_shared<Scripts>();
               ScriptedOptions options = options_of(kVocab, tau, slots, max_model_len);
               options.engine.kv_cache_tokens = cache;

@@ -99,6 +99,14 @@ TEST(acceptance_end_points) {
   CHECK(accepts(0x1p-60, 1.0, 0.0));
   CHECK(!accepts(0.5, 1.0, 0.5));
   CHECK(accepts(0.5, 1.0, 0.5 - 0x1p-53));
+  for (double p : {1e-300, 0x1p-45, 0.25, 1.0}) {
+    for (double u : {0.0, 0x1p-53, 0x1p-24, 0.5, 1 - 0x1p-24, 1 - 0x1p-53}) {
+      CHECK(accepts(p, p, u), "draft and target alike: ", p, " ", u);
+      CHECK(!accepts(0.0, p, u), "nothing to accept: ", p, " ", u);
+      CHECK(!accepts(p, 0.0, u) && !accepts(p, NAN, u), "no row that it was drawn from: ", p, " ", u);
+      CHECK(accepts(p / 2, p, u) == (u < 0.5), p, " ", u);
+    }
+  }
   CHECK(residual(0.2, 0.5) == 0.0);
   CHECK(residual(0.5, 0.2) == 0.5 - 0.2);
 }

@@ -9,9 +9,10 @@ using namespace paceline::test;
 
 namespace {
 
-// Every page is free or held, by as many slots as its count says.
-void check_conservation(const Pages& pages, int num_slots) {
+// Every page is free or held, as often as its count says: by slots, and by whoever retained it.
+void check_conservation(const Pages& pages, int num_slots, const std::vector<int>& retained = {}) {
   std::vector<int> holders(pages.num_pages(), 0);
+  for (int page : retained) ++holders[page];
   for (int slot = 0; slot < num_slots; ++slot)
     for (int i = 0; i < pages.held(slot); ++i) {
       const int page = pages.table(slot)[i];
@@ -136,17 +137,66 @@ TEST(share_refuses_a_receiver_that_holds_pages_and_more_than_there_is) {
   check_conservation(pages, 2);
 }
 
+TEST(a_retained_page_outlives_its_slot) {
+  Pages pages(4, 2, 4, 4);
+  CHECK(pages.reserve(0, 12));
+  const std::vector<int32_t> first(pages.table(0), pages.table(0) + 2);
+  for (int32_t page : first) pages.retain(page);
+  check_conservation(pages, 2, {first[0], first[1]});
+  pages.release(0);
+  check_conservation(pages, 2, {first[0], first[1]});
+  CHECK(pages.num_free() == 2);
+  pages.adopt(1, first.data(), 2);
+  CHECK(pages.held(1) == 2 && pages.table(1)[0] == first[0] && pages.table(1)[1] == first[1]);
+  check_conservation(pages, 2, {first[0], first[1]});
+  CHECK(pages.reserve(1, 9) && pages.references(pages.table(1)[2]) == 1);  // it writes behind them only
+  pages.drop(first[0]);
+  check_conservation(pages, 2, {first[1]});
+  pages.release(1);
+  check_conservation(pages, 2, {first[1]});
+  pages.drop(first[1]);
+  CHECK(pages.num_free() == 4);
+}
+
+TEST(what_nobody_holds_cannot_be_held_once_more) {
+  Pages pages(4, 2, 2, 4);
+  CHECK(pages.reserve(0, 5));
+  const int32_t held[] = {pages.table(0)[0], pages.table(0)[1], pages.table(0)[0]};
+  int32_t nobodys = 0;
+  while (pages.references(nobodys)) ++nobodys;
+  CHECK_THROWS(pages.retain(nobodys), std::invalid_argument, message("[retain] page ", nobodys, " must be held by somebody"));
+  CHECK_THROWS(pages.drop(nobodys), std::invalid_argument, message("[drop] page ", nobodys, " must be held by somebody"));
+  const int32_t mixed[] = {held[0], nobodys};
+  CHECK_THROWS(pages.adopt(1, mixed, 2), std::invalid_argument, message("[adopt] page ", nobodys, " must be held by somebody"));
+  CHECK(pages.held(1) == 0);
+  CHECK_THROWS(pages.adopt(0, held, 1), std::invalid_argument, "[adopt] the receiving slot must be empty, it holds 2 pages");
+  CHECK_THROWS(pages.adopt(1, held, 3), std::invalid_argument, "[adopt] count must be at most 2 pages, got 3");
+  check_conservation(pages, 2);
+}
+
 TEST(random_operations_conserve_pages) {
   std::mt19937 random(5);
   const auto below = [&](int n) { return int(random() % unsigned(n)); };
   for (int round = 0; round < 300; ++round) {
     const int size = 1 << below(4), slots = 1 + below(5), num_pages = 1 + below(20), per_slot = 1 + below(8);
     Pages pages(num_pages, slots, per_slot, size);
+    std::vector<int> retained;
     for (int step = 0; step < 60; ++step) {
       const int slot = below(slots), other = below(slots), positions = below(per_slot * size + 1);
       const int held = pages.held(slot), free = pages.num_free();
       Pages::Copy copy;
-      if (below(3) == 0) {
+      if (below(6) == 0 && held > 0) {
+        retained.push_back(pages.table(slot)[below(held)]);
+        pages.retain(retained.back());
+      } else if (below(6) == 0 && !retained.empty()) {
+        std::swap(retained[below(int(retained.size()))], retained.back());
+        pages.drop(retained.back());
+        retained.pop_back();
+      } else if (below(6) == 0 && held == 0 && !retained.empty()) {
+        const std::vector<int32_t> some(retained.begin(), retained.begin() + below(std::min(per_slot, int(retained.size())) + 1));
+        pages.adopt(slot, some.data(), int(some.size()));
+        CHECK(pages.held(slot) == int(some.size()) && std::equal(some.begin(), some.end(), pages.table(slot)));
+      } else if (below(3) == 0) {
         pages.truncate(slot, positions);
         CHECK(pages.held(slot) == std::min(held, pages.pages_for(positions)));
       } else if (pages.held(other) == 0 && other != slot && pages.pages_for(positions) <= held) {
@@ -158,8 +208,9 @@ TEST(random_operations_conserve_pages) {
         CHECK(done == (pages.pages_for(positions) - held <= free));
         CHECK(pages.held(slot) == (done ? std::max(held, pages.pages_for(positions)) : held));
       }
-      check_conservation(pages, slots);
+      check_conservation(pages, slots, retained);
     }
+    for (int page : retained) pages.drop(page);
     for (int slot = 0; slot < slots; ++slot) pages.release(slot);
     CHECK(pages.num_free() == num_pages);
   }

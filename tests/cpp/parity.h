@@ -39,12 +39,15 @@ inline std::vector<Text> decode(const std::shared_ptr<Weights>& target, const st
   options.acceptance = acceptance;
   options.debug_hash = true;
   options.cycles_in_flight = cycles_in_flight();
+  options.prefix_cache_bytes = 0;
   Engine engine(backend(), target, draft, options);
   std::map<int64_t, size_t> place;
   std::vector<Text> texts(jobs.size());
   for (size_t i = 0; i < jobs.size(); ++i) place[engine.add(jobs[i].prompt, jobs[i].params)] = i;
   while (!engine.idle())
     for (const Output& output : engine.step()) {
+      for (int token : output.tokens) CHECK(token >= 0 && token < target->config().vocab_size, "token ", token, " does not exist");
+      for (float logprob : output.logprobs) CHECK(std::isfinite(logprob) && logprob <= 0, "a logprob of ", logprob);
       Text& text = texts[place.at(output.request)];
       text.tokens.insert(text.tokens.end(), output.tokens.begin(), output.tokens.end());
       text.logprobs.insert(text.logprobs.end(), output.logprobs.begin(), output.logprobs.end());
@@ -101,7 +104,7 @@ inline void check_draft_kv(const std::shared_ptr<Weights>& draft, const std::vec
   const std::vector<Text> want = decode(draft, nullptr, 0, 4, cold);
   for (size_t i = 0; i < jobs.size(); ++i)
     for (size_t k = 0; k < texts[i].draft_kv.size(); ++k)
-      CHECK(k < want[i].target_kv.size() && texts[i].draft_kv[k] == want[i].target_kv[k], what, ", request ", i, ": the draft's KV row ", k);
+      CHECK(k < want[i].target_kv.size() && texts[i].draft_kv[k] == want[i].target_kv[k], what, ", request ", i, ": the draft's KV row ", k, " of ", texts[i].draft_kv.size(), ", cold ", want[i].target_kv.size(), ", prompt ", jobs[i].prompt.size(), ", tokens ", texts[i].tokens.size(), " ", name_of(texts[i].finish));
 }
 
 struct Pair {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <map>
 
 #include "cpp/scripted_model.h"
@@ -45,7 +46,8 @@ struct ScriptedOptions {
   int draft_max_len = 1 << 20;
 };
 
-// KV for every slot's longest sequence; row hashes on.
+// KV for every slot's longest sequence; row hashes on. Nothing is kept for later requests, and pieces of prompts do not depend on how fast
+// the machine is: rows and cycles are counted with a pencil.
 inline ScriptedOptions options_of(int vocab_size, int tau, int slots, int max_model_len) {
   ScriptedOptions options;
   options.vocab_size = vocab_size;
@@ -55,12 +57,15 @@ inline ScriptedOptions options_of(int vocab_size, int tau, int slots, int max_mo
   options.engine.kv_cache_tokens = slots * max_model_len;
   options.engine.debug_hash = true;
   options.engine.cycles_in_flight = cycles_in_flight();
+  options.engine.prefill_chunk_beside = options.engine.prefill_chunk;
+  options.engine.prefix_cache_bytes = 0;
   return options;
 }
 
 class ScriptedEngine {
  public:
-  ScriptedEngine(const ScriptedOptions& options, std::shared_ptr<const Scripts> scripts) : scripts_(std::move(scripts)), engine_options_(options.engine) {
+  ScriptedEngine(const ScriptedOptions& options, std::shared_ptr<const Scripts> scripts)
+      : scripts_(std::move(scripts)), engine_options_(options.engine), vocab_size_(options.vocab_size) {
     const auto model = [&](ScriptedModel::Role role, int max_len) {
       const Engine::ModelLimits limits = Engine::limits_of(options.engine, max_len);
       return std::make_unique<ScriptedModel>(*scripted_backend(), role, scripts_, options.vocab_size, limits);
@@ -82,12 +87,15 @@ class ScriptedEngine {
   }
   void cancel(int64_t id) { engine_->cancel(id); }
   bool idle() { return engine_->idle(); }
+  int waiting() { return engine_->waiting(); }
+  int64_t prefix_cache_bytes() { return engine_->prefix_cache_bytes(); }
   Text& text(int64_t id) { return texts_.at(id); }
 
   void step() {
     for (const Output& output : engine_->step()) {
       Text& text = texts_.at(output.request);
       CHECK(text.finish == FinishReason::none, "request ", output.request, " goes on after its end");
+      check_sane(output, text.job.params.logprobs >= 0);
       text.tokens.insert(text.tokens.end(), output.tokens.begin(), output.tokens.end());
       text.logprobs.insert(text.logprobs.end(), output.logprobs.begin(), output.logprobs.end());
       text.top_logprobs.insert(text.top_logprobs.end(), output.top_logprobs.begin(), output.top_logprobs.end());
@@ -125,7 +133,7 @@ class ScriptedEngine {
     return texts;
   }
 
-  // Nothing is held, and the engine's counts are the sums of its requests'.
+  // Nothing is held but for later requests, and the engine's counts are the sums of its requests'.
   void check_settled() {
     RequestStats sum;
     for (const auto& [id, text] : texts_) sum += text.stats;
@@ -137,27 +145,37 @@ class ScriptedEngine {
           "drafts counted");
     CHECK(all.drafted_per_position == sum.drafted_per_position && all.accepted_per_position == sum.accepted_per_position,
           "counts per position");
+    int64_t held = 0;
     for (ScriptedModel* model : {target, draft}) {
       if (!model) continue;
       const Pages& pages = model->cache().pages();
-      CHECK(pages.num_free() == pages.num_pages(), pages.num_free(), " of ", pages.num_pages(), " pages are free");
+      held += (pages.num_pages() - pages.num_free()) * int64_t(model->cache().page_bytes());
     }
+    CHECK(held == engine_->prefix_cache_bytes(), held, " bytes are held, ", engine_->prefix_cache_bytes(), " of them for later requests");
   }
 
   ScriptedModel *target, *draft;  // draft may be null
 
  private:
+  // Whatever comes out is a token that exists, with a logprob that is one.
+  void check_sane(const Output& output, bool has_logprobs) const {
+    for (int token : output.tokens) CHECK(token >= 0 && token < vocab_size_, "token ", token, " does not exist");
+    CHECK(output.logprobs.size() == (has_logprobs ? output.tokens.size() : 0), output.logprobs.size(), " logprobs of ", output.tokens.size(), " tokens");
+    for (float logprob : output.logprobs) CHECK(std::isfinite(logprob) && logprob <= 0, "a logprob of ", logprob);
+    CHECK(!output.tokens.empty() || output.finish != FinishReason::none, "request ", output.request, " had a step for nothing");
+  }
+
   // Between cycles a slot holds pages for the tokens it has, and no more: what rejected drafts needed has been given back. With a cycle
   // under way it also has what that may write: drafts of the cycle before that were still hoped for, and its own.
   void check_held(ScriptedModel& model) {
     const Pages& pages = model.cache().pages();
     for (int slot = 0; slot < model.num_slots(); ++slot) {
       if (pages.held(slot) == 0) continue;
-      const int script = model.tag(slot, 0).token;
-      const auto is_it = [&](const auto& each) { return each.second.finish == FinishReason::none && each.second.job.script == script; };
-      const auto live = std::find_if(texts_.begin(), texts_.end(), is_it);
-      CHECK(live != texts_.end(), "slot ", slot, " holds pages of nobody");
-      const int length = live->second.job.prompt_length + int(live->second.tokens.size());
+      const int script = model.script_of(slot);
+      int length = 0;  // of the longest that reads this script
+      for (const auto& [id, text] : texts_)
+        if (text.finish == FinishReason::none && text.job.script == script) length = std::max(length, text.job.prompt_length + int(text.tokens.size()));
+      CHECK(length > 0, "slot ", slot, " holds pages of nobody");
       const int ahead = cycles_in_flight() > 1 ? 2 * engine_options_.num_speculative_tokens : 0;
       CHECK(pages.held(slot) <= pages.pages_for(length + ahead), "slot ", slot, " holds ", pages.held(slot), " pages for ", length, " tokens");
     }
@@ -165,6 +183,7 @@ class ScriptedEngine {
 
   std::shared_ptr<const Scripts> scripts_;
   EngineOptions engine_options_;
+  int vocab_size_;
   std::unique_ptr<Engine> engine_;
   std::map<int64_t, Text> texts_;
 };

@@ -46,6 +46,7 @@ class ScriptedModel final : public Model {
 
   void forward(const Rows& rows, float* logits) override {
     if (before_forward) before_forward();
+    if (before_rows) before_rows(*rows.live);
     require(*rows.live >= 0 && *rows.live <= rows.capacity && *rows.live <= limits_.max_rows, "rows of a pass: ", *rows.live);
     for (int row = 0; row < *rows.live; ++row) write(rows.slot[row], rows.position[row], rows.token[row]);
     // A slot drafts with one row, or two after full acceptance: results of the first pass have no room for a third.
@@ -56,6 +57,7 @@ class ScriptedModel final : public Model {
       for (int row = 0; row < *rows.live; ++row)
         choose(rows.slot[row], rows.position[row], logits + size_t(row) * vocab_size_);
     ++passes_;
+    if (!logits) prefills_.push_back(*rows.live);
   }
 
   // For tests.
@@ -69,13 +71,17 @@ class ScriptedModel final : public Model {
     const int32_t* row = values() + 2 * at;
     return {row[0], row[1], writer_[at].slot, writer_[at].generation};
   }
+  // The number of the script whose pages the slot holds. The device's table may not know yet: a draft is given pages before it needs them.
+  int script_of(int slot) const { return values()[2 * size_t(cache_.pages().table(slot)[0]) * kPagePositions + 1]; }
   int num_slots() const { return limits_.num_slots; }
   int generation(int slot) const { return generation_[slot]; }
   int fed(int slot) const { return fed_[slot]; }  // one past the row written last
   const std::vector<FedRow>& trace() const { return trace_; }
   int passes() const { return passes_; }
-  void forget_trace() { trace_.clear(), passes_ = 0; }
+  const std::vector<int>& prefills() const { return prefills_; }  // rows of each pass without logits
+  void forget_trace() { trace_.clear(), prefills_.clear(), passes_ = 0; }
   std::function<void()> before_forward;
+  std::function<void(int)> before_rows;  // how many
 
  private:
   struct Writer {
@@ -89,18 +95,21 @@ class ScriptedModel final : public Model {
     return size_t(page) * kPagePositions + position % kPagePositions;
   }
 
-  // A row is the next one of its slot, or rewrites one: never beyond a hole, outside the slot's pages or in a page of two.
+  bool is_shared(size_t at) const { return cache_.pages().references(int(at / kPagePositions)) > 1; }
+
+  // A row is the next one of its slot, or rewrites one: never beyond a hole, outside the slot's pages or in a page of two. A slot begins at
+  // position 0, or behind the pages that it has from others.
   void write(int slot, int position, int32_t token) {
     require(slot >= 0 && slot < limits_.num_slots, "slot ", slot);
     require(position >= 0 && position < limits_.max_len, "KV write at position ", position, ", max_len ", limits_.max_len);
     require(token >= 0 && token < vocab_size_, "token ", token, " fed at position ", position);
-    if (position == 0) ++generation_[slot], fed_[slot] = 0;
+    if (position == 0 || (position % kPagePositions == 0 && is_shared(index(slot, position - 1)))) ++generation_[slot], fed_[slot] = position;
     require(position <= fed_[slot], "KV write at position ", position, " behind a hole: slot ", slot, " was fed up to ",
             fed_[slot]);
     require(position < cache_.pages().held(slot) * kPagePositions, "KV write at position ", position, " outside the slot's pages");
     const size_t at = index(slot, position);
     require(int(at / kPagePositions) == cache_.pages().table(slot)[position / kPagePositions], "page table not published");
-    require(cache_.pages().references(int(at / kPagePositions)) == 1, "KV write into a page of several slots, position ", position);
+    require(!is_shared(at), "KV write into a page of several slots, position ", position);
     values()[2 * at] = position;
     values()[2 * at + 1] = token;
     writer_[at] = {slot, generation_[slot]};
@@ -114,8 +123,8 @@ class ScriptedModel final : public Model {
     bool as_written = true;
     for (int i = 0; i <= position; ++i) {
       const Tag each = tag(slot, i);
-      require(each.slot == slot && each.generation == generation_[slot], "slot ", slot, " reads position ", i, " of slot ",
-              each.slot, ", generation ", each.generation);
+      require((each.slot == slot && each.generation == generation_[slot]) || is_shared(index(slot, i)), "slot ", slot, " reads position ", i,
+              " of slot ", each.slot, ", generation ", each.generation);
       require(each.position == i, "slot ", slot, " reads position ", each.position, " at ", i);
       as_written = as_written && each.token == script.tokens.at(i);
       read = (read ^ uint64_t(each.token + 1)) * 0xD1342543DE82EF95u;
@@ -140,6 +149,7 @@ class ScriptedModel final : public Model {
   std::vector<int> generation_, fed_;  // [slots]
   std::vector<Writer> writer_;         // [pages, positions]
   std::vector<FedRow> trace_;
+  std::vector<int> prefills_;
   int passes_ = 0;
 };
 

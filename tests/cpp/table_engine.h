@@ -67,7 +67,7 @@ class TableEngine {
           options.max_num_seqs = batch;
           options.kv_dtype = DType::fp32;
           options.kv_cache_tokens = batch * max_len;
-          options.prefill_chunk = 64;
+          options.prefill_chunk = options.prefill_chunk_beside = 64;  // under `rejection` texts depend on when drafts begin
           options.vocab_limit = pair.ids;
           const Engine::ModelLimits limits = Engine::limits_of(options, max_len);
           auto target = std::make_unique<TableModel>(*backend_, pair.target, limits);

@@ -1,7 +1,10 @@
 // The C++ test runner: TEST(name) { CHECK(condition, parts to print...); }. Each test file is one program;
-// `program [substring]` runs the tests whose name holds the substring. Exit status 1 if any failed.
+// `program [substring...]` runs the tests whose name holds one of the substrings. Exit status 1 if any failed.
 #pragma once
 
+#include <unistd.h>
+
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -20,6 +23,36 @@ inline int cycles_in_flight() {
   const char* given = std::getenv("PACELINE_TEST_IN_FLIGHT");
   return given ? std::atoi(given) : 0;
 }
+
+// Statistics draw their noise from here on. By default always the same; `make nightly` gives a fresh one, and it is printed.
+inline uint64_t statistics_seed() {
+  const char* given = std::getenv("PACELINE_TEST_SEED");
+  return given ? std::strtoull(given, nullptr, 10) : 0;
+}
+
+// How many draws a statistic takes: PACELINE_LAW_N where it is set (mutants and sanitizers need fewer), else PACELINE_TEST_SCALE times
+// what the test was sized for.
+inline long statistics_size(long by_default) {
+  if (const char* chosen = std::getenv("PACELINE_LAW_N")) return std::atol(chosen);
+  const char* scale = std::getenv("PACELINE_TEST_SCALE");
+  return scale ? long(double(by_default) * std::atof(scale)) : by_default;
+}
+
+// Ends the program where what follows takes longer: a loop inside a call cannot be stopped otherwise.
+class Watchdog {
+ public:
+  explicit Watchdog(unsigned seconds) {
+    std::signal(SIGALRM, [](int) {
+      constexpr char kSaid[] = "FAIL  stuck: the watchdog's time is over\n";
+      if (write(1, kSaid, sizeof kSaid - 1) < 0) _exit(2);
+      _exit(1);
+    });
+    alarm(seconds);
+  }
+  ~Watchdog() { alarm(0); }
+  Watchdog(const Watchdog&) = delete;
+  Watchdog& operator=(const Watchdog&) = delete;
+};
 
 struct Test {
   const char* name;
@@ -41,10 +74,17 @@ struct Registration {
   Registration(const char* name, std::function<void()> body) { tests().push_back({name, std::move(body)}); }
 };
 
+inline bool is_asked_for(const Test& test, int argc, char** argv) {
+  for (int i = 1; i < argc; ++i)
+    if (std::strstr(test.name, argv[i])) return true;
+  return argc < 2;
+}
+
 inline int run(int argc, char** argv) {
   int failed = 0, passed = 0;
+  if (statistics_seed()) std::printf("seed  %llu\n", static_cast<unsigned long long>(statistics_seed()));
   for (const Test& test : tests()) {
-    if (argc > 1 && !std::strstr(test.name, argv[1])) continue;
+    if (!is_asked_for(test, argc, argv)) continue;
     try {
       test.body();
       ++passed;

@@ -1,9 +1,10 @@
-// The module `paceline_testing`: pages, the rules of a cycle and an engine over scripted models, for state machines in Python
+// The module `paceline_testing`: pages, those kept for later requests, the rules of a cycle and an engine over scripted models, for state machines in Python
 // (tests/python/test_cache_machine.py). Built with the C++ tests, installed nowhere.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include "cpp/scripted_model.h"
+#include "decode/prefix_cache.h"
 #include "math/cycle_rules.h"
 
 namespace py = pybind11;
@@ -61,7 +62,8 @@ class MachineEngine {
     options.max_model_len = max_model_len;
     options.max_num_seqs = num_slots;
     options.kv_cache_tokens = kv_cache_tokens;
-    options.prefill_chunk = prefill_chunk;
+    options.prefill_chunk = options.prefill_chunk_beside = prefill_chunk;
+    options.prefix_cache_bytes = 0;
     const auto model = [&](ScriptedModel::Role role, int max_len) {
       return std::make_unique<ScriptedModel>(*backend_, role, scripts_, vocab_size, Engine::limits_of(options, max_len));
     };
@@ -138,6 +140,27 @@ PYBIND11_MODULE(paceline_testing, m) {
       .def("references", [](TaggedPages& self, int page) { return self.pages().references(page); })
       .def_property_readonly("num_pages", [](TaggedPages& self) { return self.pages().num_pages(); })
       .def_property_readonly("num_free", [](TaggedPages& self) { return self.pages().num_free(); });
+
+  py::class_<PrefixCache>(m, "PrefixCache")  // a page weighs 1
+      .def(py::init([](TaggedPages& target, TaggedPages& draft, int64_t budget) {
+             return std::make_unique<PrefixCache>(PrefixCache::Pool{&target.pages(), 1}, PrefixCache::Pool{&draft.pages(), 1}, budget);
+           }), "target"_a, "draft"_a, "budget"_a, py::keep_alive<1, 2>(), py::keep_alive<1, 3>())
+      .def("adopt", [](PrefixCache& self, int slot, const std::vector<int32_t>& tokens, bool with_draft) {
+             const PrefixCache::Found found = self.adopt(slot, tokens, with_draft);
+             return std::pair(found.target, found.draft);
+           }, "slot"_a, "tokens"_a, "with_draft"_a)
+      .def("keep", [](PrefixCache& self, int slot, const std::vector<int32_t>& tokens, int target_positions, int draft_positions) {
+             self.keep(slot, tokens, target_positions, draft_positions);
+           }, "slot"_a, "tokens"_a, "target_positions"_a, "draft_positions"_a)
+      .def("reserve_target", &PrefixCache::reserve_target, "slot"_a, "positions"_a)
+      .def("reserve_draft", &PrefixCache::reserve_draft, "slot"_a, "positions"_a)
+      .def("pages", [](PrefixCache& self, int num_pages) {  // (target's page, draft's page or -1, parent or -1) of every node
+             std::vector<std::tuple<int, int, int>> all;
+             for (int page = 0; page < num_pages; ++page)
+               if (self.node(page).parent != PrefixCache::kNobody) all.emplace_back(page, self.node(page).draft_page, self.node(page).parent);
+             return all;
+           }, "num_pages"_a)
+      .def_property_readonly("bytes", &PrefixCache::bytes);
 
   py::class_<ScriptedModel>(m, "ScriptedModel")
       .def("table", [](ScriptedModel& self, int slot) { return table_of(self.cache().pages(), slot); })

@@ -12,7 +12,7 @@ from paceline.loading import read_config
 
 DEFAULTS = dict(
     draft=None, tokenizer=None, device="cpu", dtype="auto", draft_dtype="auto", kv_dtype="auto", weights_cache=None, num_speculative_tokens="auto",
-    acceptance="coupled", max_model_len=None, max_num_seqs=1, kv_cache_tokens=None, num_threads=None)
+    acceptance="coupled", max_model_len=None, max_num_seqs=1, kv_cache_tokens=None, prefix_cache_bytes=None, num_threads=None)
 
 
 def settings(**given):
@@ -165,6 +165,16 @@ def test_a_device_shares_what_the_weights_leave(monkeypatch):
         left = 50_000_000 - sum(kv_budget.weight_bytes(config, dtype) for config, dtype in models)
         positions = left // 4 // sum(kv_budget.kv_bytes_per_position(config, "bf16") for config, _ in models) // 64 * 64
         assert 64 < positions == got.kv_cache_tokens
+
+
+def test_a_budget_for_prefixes():
+    assert settings().prefix_cache_bytes is None and settings().info()["prefix_cache_bytes"] is None
+    for given in (0, 1, 2**40):
+        assert settings(prefix_cache_bytes=given).info()["prefix_cache_bytes"] == given
+    for given, expected in ((-1, f"in [0, {2**63 - 1}]"), (2**63, f"in [0, {2**63 - 1}]"), ("1", "an int"), (1.5, "an int"), (True, "an int")):
+        with pytest.raises(ValueError) as error:
+            settings(prefix_cache_bytes=given)
+        assert str(error.value) == f"[Engine] prefix_cache_bytes must be {expected}, got {given!r}"
 
 
 def test_free_memory_is_what_the_system_says(monkeypatch):

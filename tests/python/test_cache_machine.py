@@ -1,7 +1,8 @@
-"""Sequences over two paged caches against plain lists: speculate, roll back, cancel, finish, fork, run out of pages.
+"""Sequences over two paged caches against plain lists: speculate, roll back, cancel, finish, fork, run out of pages, begin with what
+others have left.
 
-Pages and the rules of a cycle are the engine's own; KV rows are tags (writer, position, token). The client between them is
-short and takes planted faults, each of which the machine must see.
+Pages, those kept for later and the rules of a cycle are the engine's own; KV rows are tags (writer, position, token). The client
+between them is short and takes planted faults, each of which the machine must see.
 """
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 import paceline_testing as core
+from machines import SCALE, SEED, seeded
 
 MAX_LEN, TAU, SLOTS = 24, 4, 5
 TARGET_POOL, DRAFT_POOL = 56, 40  # positions: about half of what the slots could hold, so that either pool runs short
@@ -24,15 +26,44 @@ class Sequence:
 class Client:
     """What a scheduler does with the caches of a target and a draft. A call returns False, and changes nothing, without pages."""
 
-    def __init__(self, page_positions, draft_max_len, fault=None):
+    def __init__(self, page_positions, draft_max_len, budget, fault=None):
         per_slot = -(-MAX_LEN // page_positions)
         self.draft_max_len, self.fault = draft_max_len, fault
         self.highest_target = self.highest_draft = -1
         self.target = core.TaggedPages(TARGET_POOL // page_positions, SLOTS, per_slot, page_positions)
         self.draft = core.TaggedPages(DRAFT_POOL // page_positions, SLOTS, per_slot, page_positions)
+        self.page_positions, self.kept = page_positions, core.PrefixCache(self.target, self.draft, budget)
+
+    def reserve_target(self, slot, positions):
+        return self._reserve(self.target, self.kept.reserve_target, slot, positions)
+
+    def reserve_draft(self, slot, positions):
+        return self._reserve(self.draft, self.kept.reserve_draft, slot, positions)
+
+    def _reserve(self, pages, reserve, slot, positions):
+        """Pages that only wait for a later sequence are as good as free."""
+        if self.fault == "what is kept is not given back" and pages is self.target:
+            reserve = pages.reserve
+        done = reserve(slot, positions)
+        missing = -(-positions // self.page_positions) - len(pages.table(slot))
+        taken = {page for other in range(SLOTS) for page in pages.table(other)}
+        assert done or missing > pages.num_pages - len(taken), "refused although slots do not hold the rest"
+        return done
+
+    def begin(self, slot, sequence, with_draft):
+        """A new sequence, with the pages that others have left for its first tokens."""
+        tokens = sequence.tokens if self.fault == "a page that ends with the last token is taken" else sequence.tokens[:-1]
+        found = self.kept.adopt(slot, tokens, with_draft)
+        sequence.target_cached, sequence.draft_cached = found
+        if self.fault == "draft believed to begin where the target does":
+            sequence.draft_cached = sequence.target_cached
+        if self.start(slot, sequence):
+            return found
+        self.finish(slot)
+        return None
 
     def start(self, slot, sequence):
-        if not self.target.reserve(slot, len(sequence.tokens) - 1):
+        if not self.reserve_target(slot, len(sequence.tokens) - 1):
             return False
         self.feed_target(slot, sequence, sequence.target_cached, sequence.tokens[:-1])
         sequence.target_cached = len(sequence.tokens) - 1
@@ -41,7 +72,7 @@ class Client:
     def catch_up(self, slot, sequence):
         """The draft's prefill: everything but the last token."""
         goal = min(len(sequence.tokens) - 1, self.draft_max_len)
-        if sequence.draft_cached >= goal or not self.draft.reserve(slot, goal):
+        if sequence.draft_cached >= goal or not self.reserve_draft(slot, goal):
             return
         self.feed_draft(slot, sequence, sequence.draft_cached, sequence.tokens[:goal])
         sequence.draft_cached = goal
@@ -53,9 +84,9 @@ class Client:
             tau = len(drafts) if sequence.draft_cached >= length - 2 else 0
         drafts, accepted = drafts[:tau], min(accepted, tau)
         reach = core.target_reach(length, 0 if self.fault == "lookahead not reserved" else tau)
-        if not self.target.reserve(slot, reach):
+        if not self.reserve_target(slot, reach):
             return False
-        if not self.draft.reserve(slot, core.draft_reach(length, tau)):
+        if not self.reserve_draft(slot, core.draft_reach(length, tau)):
             if self.fault != "target's pages kept when the draft has none":
                 self.target.truncate(slot, length)
             return False
@@ -66,6 +97,7 @@ class Client:
             fed = length + tau - 1
         self.feed_target(slot, sequence, length - 1, sequence.tokens + drafts)
         if cancel:
+            self.leave(slot, sequence)
             self.finish(slot, kept=length if self.fault == "cancel gives back only the tail" else 0)
             return True
 
@@ -102,6 +134,18 @@ class Client:
             return False
         return True
 
+    def leave(self, slot, sequence):
+        """What it has cached stays, in whole pages, for those that begin alike."""
+        target, draft = sequence.target_cached, sequence.draft_cached
+        if self.fault == "a page not yet full is kept":
+            target = len(self.target.table(slot)) * self.page_positions
+        if self.fault == "draft's pages kept as far as the target's":
+            draft = min(target, len(self.draft.table(slot)) * self.page_positions)
+        tokens = sequence.tokens + [0] * self.page_positions
+        if self.fault == "kept under other tokens" and len(tokens) > 2:
+            tokens[1] = (tokens[1] + 1) % 5
+        self.kept.keep(slot, tokens, target, draft)
+
     def finish(self, slot, kept=0):
         self.target.truncate(slot, kept)
         if self.fault != "draft's pages kept at the end":
@@ -122,12 +166,14 @@ TOKENS = st.integers(0, 4)
 NEAR_THE_LIMIT = st.lists(TOKENS, min_size=MAX_LEN - TAU - 2, max_size=MAX_LEN - 1)
 
 
-def machine(page_positions, draft_max_len, fault=None):
+def machine(page_positions, draft_max_len, budget, fault=None):
     class Machine(RuleBasedStateMachine):
         def __init__(self):
             super().__init__()
-            self.client = Client(page_positions, draft_max_len, fault)
-            self.model = {}      # slot: (sequence, transcript, [writers of the positions a fork inherited in target, in draft])
+            self.client = Client(page_positions, draft_max_len, budget, fault)
+            # slot: (sequence, transcript, [writers of the positions it has from others in target, in draft]); None: whoever it was
+            self.model = {}
+            self.texts = [[0]]   # of sequences so far: others begin like them
             self.writers = 0
 
         def free_slots(self):
@@ -142,11 +188,17 @@ def machine(page_positions, draft_max_len, fault=None):
             return Sequence(self.writers, tokens)
 
         @precondition(lambda self: self.free_slots())
-        @rule(tokens=st.one_of(st.lists(TOKENS, min_size=1, max_size=9), NEAR_THE_LIMIT))
-        def start(self, tokens):
+        @rule(tokens=st.one_of(st.lists(TOKENS, min_size=1, max_size=9), NEAR_THE_LIMIT), like=st.none() | st.integers(0, 99),
+              shared=st.integers(0, MAX_LEN), with_draft=st.booleans())
+        def start(self, tokens, like, shared, with_draft):
+            if like is not None:
+                tokens = (self.texts[like % len(self.texts)][:shared] + tokens)[:MAX_LEN - 1]
             sequence, slot = self.new(tokens), self.free_slots()[0]
-            if self.client.start(slot, sequence):
-                self.model[slot] = (sequence, list(tokens), ([], []))
+            found = self.client.begin(slot, sequence, with_draft)
+            if found is not None:
+                assert all(each % page_positions == 0 and each < len(tokens) for each in found) and found[0] >= found[1], "found"
+                assert with_draft or found[1] == 0, "found"
+                self.model[slot] = (sequence, list(tokens), ([None] * found[0], [None] * found[1]))
 
         @precondition(lambda self: self.model)
         @rule(index=st.integers(0, 99), drafts=st.lists(TOKENS, max_size=TAU), accepted=st.integers(0, TAU), extra=TOKENS,
@@ -162,7 +214,7 @@ def machine(page_positions, draft_max_len, fault=None):
             if not self.client.cycle(slot, sequence, drafts, accepted, extra, cancel):
                 return
             if cancel:
-                del self.model[slot]
+                self.ended(slot)
             else:
                 transcript += drafts[:min(accepted, tau)] + [extra]
 
@@ -173,11 +225,16 @@ def machine(page_positions, draft_max_len, fault=None):
             self.client.catch_up(slot, sequence)
 
         @precondition(lambda self: self.model)
-        @rule(index=st.integers(0, 99))
-        def finish(self, index):
-            slot, *_ = self.pick(index)
+        @rule(index=st.integers(0, 99), error=st.booleans())
+        def finish(self, index, error):
+            slot, sequence, *_ = self.pick(index)
+            if not (error and index % 3 == 0):
+                self.client.leave(slot, sequence)
             self.client.finish(slot)
-            del self.model[slot]
+            self.ended(slot)
+
+        def ended(self, slot):
+            self.texts.append(self.model.pop(slot)[1])
 
         @precondition(lambda self: self.model and self.free_slots())
         @rule(index=st.integers(0, 99), positions=st.integers(0, MAX_LEN), suffix=st.lists(TOKENS, min_size=1, max_size=3),
@@ -211,11 +268,16 @@ def machine(page_positions, draft_max_len, fault=None):
                 for (pages, cached), writers in zip(caches, inherited, strict=True):
                     for position in range(cached):
                         writer = writers[position] if position < len(writers) else sequence.writer
-                        assert pages.read(slot, position) == (writer, position, transcript[position]), "content"
+                        found = pages.read(slot, position)
+                        assert found == (found[0] if writer is None else writer, position, transcript[position]), "content"
 
         @invariant()
         def pages_are_where_they_belong(self):
-            for pages in (self.client.target, self.client.draft):
+            nodes = self.client.kept.pages(self.client.target.num_pages)
+            kept = [target for target, _, _ in nodes], [draft for _, draft, _ in nodes if draft >= 0]
+            assert self.client.kept.bytes == len(kept[0]) + len(kept[1]) and (budget < 0 or self.client.kept.bytes <= budget), "bytes"
+            assert {parent for _, _, parent in nodes} <= {-1, *kept[0]}, "a kept page whose beginning is gone"
+            for pages, waiting in zip((self.client.target, self.client.draft), kept, strict=True):
                 tables = {slot: pages.table(slot) for slot in range(SLOTS)}
                 for slot, table in tables.items():
                     length = len(self.model[slot][1]) if slot in self.model else 0
@@ -223,7 +285,7 @@ def machine(page_positions, draft_max_len, fault=None):
                 if pages is self.client.target:
                     for slot, (sequence, *_) in self.model.items():
                         assert len(tables[slot]) >= -(-sequence.target_cached // page_positions), "pages held"
-                held = [page for table in tables.values() for page in table]
+                held = [page for table in tables.values() for page in table] + waiting
                 for page in set(held):
                     assert pages.references(page) == held.count(page), "references"
                 assert len(set(held)) + pages.num_free == pages.num_pages, "conservation"
@@ -235,16 +297,17 @@ def machine(page_positions, draft_max_len, fault=None):
     return Machine
 
 
-def run(page_positions, draft_max_len, fault=None, examples=400):
+def run(page_positions, draft_max_len, budget=-1, fault=None, examples=400):
     phases = [Phase.generate] if fault else [Phase.generate, Phase.shrink]
-    run_state_machine_as_test(machine(page_positions, draft_max_len, fault), settings=settings(
-        max_examples=examples, stateful_step_count=50, deadline=None, database=None, derandomize=True, phases=phases,
+    run_state_machine_as_test(seeded(machine(page_positions, draft_max_len, budget, fault)), settings=settings(
+        max_examples=int(examples * SCALE), stateful_step_count=50, deadline=None, database=None, derandomize=SEED is None, phases=phases,
         print_blob=False, report_multiple_bugs=False, suppress_health_check=list(HealthCheck)))
 
 
-@pytest.mark.parametrize("page_positions, draft_max_len", [(1, MAX_LEN), (4, 21), (8, 2 * MAX_LEN)])
-def test_sequences_are_lists(page_positions, draft_max_len):
-    run(page_positions, draft_max_len)
+@pytest.mark.parametrize("page_positions, draft_max_len, budget", [
+    (1, MAX_LEN, -1), (4, 21, -1), (4, 21, 0), (4, MAX_LEN, 5), (8, 2 * MAX_LEN, -1), (16, MAX_LEN, -1)])
+def test_sequences_are_lists(page_positions, draft_max_len, budget):
+    run(page_positions, draft_max_len, budget)
 
 
 # Which invariant complains first depends on the examples; that the client without a fault passes them all is the test above.
@@ -253,8 +316,10 @@ def test_sequences_are_lists(page_positions, draft_max_len):
     "hole in the draft after full acceptance", "lookahead not reserved", "no length clamp", "pages not freed",
     "page of the last row freed", "draft's pages kept at the end", "cancel gives back only the tail",
     "target's pages kept when the draft has none", "fork keeps the target's pages when the draft has none",
-    "fork believes in the parent's draft",
+    "fork believes in the parent's draft", "what is kept is not given back", "a page that ends with the last token is taken",
+    "draft believed to begin where the target does", "a page not yet full is kept", "draft's pages kept as far as the target's",
+    "kept under other tokens",
 ])
 def test_a_planted_fault_is_seen(fault):
     with pytest.raises((AssertionError, ValueError)):
-        run(4, 21, fault, examples=1000)
+        run(4, 21, -1, fault, examples=1000)

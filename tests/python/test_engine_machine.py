@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
 import paceline_testing as core
+from machines import SCALE, SEED, seeded
 
 PAGE, MAX_LEN, VOCAB, EOS = 64, 140, 64, 63
 
@@ -165,7 +166,7 @@ class EngineMachine(RuleBasedStateMachine):
 
 
 def test_requests_are_lists():
-    run_state_machine_as_test(EngineMachine, settings=settings(
-        max_examples=300, stateful_step_count=40, deadline=None, database=None, derandomize=True,
+    run_state_machine_as_test(seeded(EngineMachine), settings=settings(
+        max_examples=int(300 * SCALE), stateful_step_count=40, deadline=None, database=None, derandomize=SEED is None,
         phases=[Phase.generate, Phase.shrink],
         print_blob=False, report_multiple_bugs=False, suppress_health_check=list(HealthCheck)))

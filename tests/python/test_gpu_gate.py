@@ -1,5 +1,6 @@
 """The gate of bench/gpu_gate.py over the stub: every part runs to its end, and nothing is called passed that did not run."""
 
+import fnmatch
 import json
 import os
 import pathlib
@@ -10,6 +11,7 @@ import pytest
 from gate import correctness, cycle, engine_worker, kernels
 from gate.cells import FAILED, MEASURED, NOT_RUN, PASSED, Failed, Gate, NotRun, markdown
 from gate.machine import Build
+from reliability_registry import named_tests, rows
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FACTS = dict(date="today", command="python gate", stub=True, gpu="stub", driver=None, cuda=None, cublas=None, cpu="some", torch=None,
@@ -47,6 +49,7 @@ def test_every_part_runs_over_the_stub(stubbed):
     correct, timed, cycles, peers = (cells for _, cells in stubbed.values())
     assert correct["parity of all tokens"]["data"]["tokens"] >= 16 and correct["parity, batch 2, T 0.8"]["status"] == PASSED
     assert correct["a cycle is one launch, without allocations or synchronisations"]["status"] == PASSED
+    assert correct["seeded texts beside other work"]["data"]["runs"] == 1
     assert correct["row invariance from position 5, up to 3 rows"]["data"]["rows"] > 3
     for name in ("bandwidth, read", "tiny, bf16, qkv, 16 rows", "tiny, attention at 70, 4 rows",
                  "a cycle's own kernels, tau 4, vocabulary 3000, greedy"):
@@ -147,6 +150,20 @@ def test_one_bit_apart_is_no_parity(capsys):
         "tau 3, prompt 1: token 1 differs", "tau 3, prompt 0: lengths or logprobs differ", "tau 4, prompt 0: lengths or logprobs differ"]
     assert engine_worker.same_texts([{"texts": [[1, 2, 3], [4]]}, {"texts": [[1, 2], [4, 5]]}])
     assert not engine_worker.same_texts([{"texts": [[1, 2, 3], [4]]}, {"texts": [[1, 2], [3, 5]]}])
+
+
+def test_a_parting_needs_rows_that_explain_it():
+    cpu = [-1.00, -1.03, -9.0]
+    assert engine_worker.unexplained("here", [-1.02, -1.01, -9.0], cpu, 1, 0) == ""
+    assert "better by 0.0300 nats where the rows differ by 0.0200" in engine_worker.unexplained("here", [-1.0, -1.01, -9.0], cpu, 1, 0)
+    assert "0.150 nats apart" in engine_worker.unexplained("here", [-1.1, -0.88, -9.0], cpu, 1, 0)
+    assert "better by 8.0000 nats" in engine_worker.unexplained("here", cpu, cpu, 2, 0)
+
+
+@pytest.mark.parametrize("test", [test for test in named_tests(rows()) if test.startswith("gate ")])
+def test_the_gate_has_the_cells_that_rows_name(stubbed, test):
+    _, part, cell = test.split(" ", 2)
+    assert any(fnmatch.fnmatchcase(name, cell) for name in stubbed[part][1]), f"{part} has no cell {cell}"
 
 
 def test_parity_needs_its_tokens(tmp_path):

@@ -1,4 +1,4 @@
-"""Includes run one way: module.cc -> engine -> decode -> model -> backend.h -> core, with math beside core."""
+"""Includes run one way: module.cc -> async -> engine -> decode -> model -> backend.h -> core, with math beside core."""
 
 import pathlib
 import re
@@ -14,13 +14,16 @@ MAY_INCLUDE = {
     "core/": ("core/",),
     "math/": ("math/",),
     "backend/backend.h": ("core/", "math/"),
+    "backend/planning": BELOW_BACKEND,
     "backend/plugin": (*BELOW_BACKEND, "backend/plugin.h"),
     "backend/cpu/": (*BELOW_BACKEND, "backend/cpu/"),
     "backend/cuda/": (*BELOW_BACKEND, "backend/plugin.h", "backend/cuda/"),
     "model/": (*BELOW_BACKEND, "model/"),
     "decode/": (*BELOW_BACKEND, "model/", "decode/"),
     "engine.": (*BELOW_BACKEND, "model/", "decode/", "engine.h"),
-    "python/": (*BELOW_BACKEND, "model/", "decode/", "engine.h"),
+    "async/": (*BELOW_BACKEND, "model/", "decode/", "engine.h", "async/"),
+    "memory_plan.": (*BELOW_BACKEND, "backend/planning_backend.h", "model/", "decode/", "engine.h", "memory_plan.h"),
+    "python/": (*BELOW_BACKEND, "model/", "decode/", "engine.h", "async/", "memory_plan.h"),
 }
 
 # Kernels are compiled once per instruction level. A template or inline function of the standard library would be emitted by

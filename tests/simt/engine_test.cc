@@ -19,8 +19,9 @@ using namespace paceline::test;
 
 namespace {
 
-std::shared_ptr<Backend> new_backend(const char* matmul = "") {
+std::shared_ptr<Backend> new_backend(const char* matmul = "", const char* graphs = "") {
   setenv("PACELINE_CUDA_MATMUL", matmul, 1);
+  setenv("PACELINE_CUDA_GRAPHS", graphs, 1);
   return make_plugin_backend(*paceline_backend_plugin(kPluginAbi), 0);
 }
 
@@ -38,6 +39,19 @@ class ByCublas {
  private:
   static void swap() {
     static std::shared_ptr<Backend> other = new_backend("cublas");
+    std::swap(other, current_backend());
+  }
+};
+
+// As long as it lives, no graph is replayed: operations are launched one by one.
+class OneByOne {
+ public:
+  OneByOne() { swap(); }
+  ~OneByOne() { swap(); }
+
+ private:
+  static void swap() {
+    static std::shared_ptr<Backend> other = new_backend("", "off");
     std::swap(other, current_backend());
   }
 };
@@ -135,6 +149,31 @@ TEST(every_order_of_threads_gives_the_same_text) {
   for_each_order([&](const std::string& order) { check_equal(decode(pair.target, pair.draft, 2, 2, jobs), want, order); });
 }
 
+// Requests of all taus and lengths come and go, so that the batch shrinks and grows and every graph is replayed behind every other.
+TEST(graphs_replayed_equal_operations_launched_one_by_one) {
+  std::vector<Job> jobs = jobs_of(9, 0.8, 83, 91, 12);
+  for (size_t i = 0; i < jobs.size(); ++i) {
+    jobs[i].params.num_speculative_tokens = int(i * 2) % 4;
+    jobs[i].params.max_tokens = 3 + int(i * 5) % 11;
+  }
+  const auto run = [&] {
+    const SmallPair pair(DType::bf16);
+    return decode(pair.target, pair.draft, 3, 3, jobs);
+  };
+  simt::reset_calls();
+  const std::vector<Text> replayed = run();
+  CHECK(simt::num_calls("cudaGraphLaunch") > 20, simt::num_calls("cudaGraphLaunch"));
+  const OneByOne off;
+  simt::reset_calls();
+  const std::vector<Text> want = run();
+  CHECK(simt::num_calls("cudaGraphLaunch") == 0 && simt::num_calls("launch") > 1000, simt::num_calls("launch"));
+  check_equal(replayed, want, "graphs");
+  for (size_t i = 0; i < jobs.size(); ++i) {
+    CHECK(replayed[i].draft_kv == want[i].draft_kv, "request ", i, ": the draft's KV rows");
+    CHECK(replayed[i].drafted == want[i].drafted && replayed[i].accepted == want[i].accepted, "request ", i, ": other drafts");
+  }
+}
+
 TEST(architectures_differ_but_not_in_parity) {
   for (int variant = 0; variant < 3; ++variant) {
     TinyShape shape = small_shape();
@@ -224,6 +263,49 @@ TEST(a_cancelled_request_leaves_the_others_as_they_were) {
   CHECK(std::equal(cut.first.begin(), cut.first.end(), whole.first.begin()));
 }
 
+// Pages that ended requests have left, prompts and outputs, while a cycle that was launched for them is still to run: the bits of a cold start.
+// Nothing is hashed here, since that would wait for the device.
+TEST(a_reused_prefix_gives_the_bits_of_a_cold_one) {
+  const SmallPair pair(DType::bf16);
+  for (DType kv : {DType::bf16, DType::fp32}) {
+    EngineOptions options = options_of(3, 2, 192, kv), off = options;
+    for (int id = 0; id < 83; ++id) options.token_bytes.push_back(std::string(1, char('a' + id % 26)));
+    off.token_bytes = options.token_bytes;
+    off.prefix_cache_bytes = 0;
+    off.num_speculative_tokens = 0;
+    Engine warm(backend(), pair.target, pair.draft, options), cold(backend(), pair.target, nullptr, off);
+    std::vector<int32_t> text = {3, 1, 4, 1, 5, 9, 2, 6};
+    int64_t found = 0, accepted = 0;
+    for (int turn = 0; turn < 5; ++turn) {
+      for (int i = 0; i < 24; ++i) text.push_back((7 * i + 11 * turn) % 83);
+      RequestParams params = params_of(12, turn % 2 ? 0.8 : 0);
+      if (turn == 1) params.stop = {"a", "b", "c", "d", "e"};  // ends when the device has gone on
+      std::vector<int> said, want;
+      std::vector<float> logprobs, cold_logprobs;
+      const int64_t id = warm.add(text, params);
+      for (int step = 0; !warm.idle(); ++step) {
+        if (turn == 2 && said.size() > 2) warm.cancel(id);
+        for (const Output& output : warm.step()) {
+          said.insert(said.end(), output.tokens.begin(), output.tokens.end());
+          logprobs.insert(logprobs.end(), output.logprobs.begin(), output.logprobs.end());
+          found += output.stats.num_cached_prompt_tokens, accepted += output.stats.num_accepted_draft_tokens;
+        }
+      }
+      cold.add(text, params);
+      while (!cold.idle())
+        for (const Output& output : cold.step()) {
+          want.insert(want.end(), output.tokens.begin(), output.tokens.end());
+          cold_logprobs.insert(cold_logprobs.end(), output.logprobs.begin(), output.logprobs.end());
+        }
+      CHECK(!said.empty() && (turn == 2 ? said.size() <= want.size() : said.size() == want.size()), "turn ", turn, ": ", said.size(), " tokens");
+      want.resize(said.size()), cold_logprobs.resize(said.size());
+      CHECK(said == want && logprobs == cold_logprobs, "turn ", turn);
+      text.insert(text.end(), said.begin(), said.end());
+    }
+    CHECK(found >= 2 * 64 && accepted > 0, found, " prompt tokens found, ", accepted, " drafts accepted");
+  }
+}
+
 // One launch, no allocation, no synchronisation: what a cycle asks of CUDA, counted.
 TEST(a_cycle_is_one_launch) {
   const SmallPair pair(DType::bf16);
@@ -244,6 +326,7 @@ TEST(a_cycle_is_one_launch) {
 
 TEST(what_the_device_cannot_do_is_refused_by_name) {
   CHECK_THROWS(new_backend("cutlass"), std::invalid_argument, "PACELINE_CUDA_MATMUL must be cublas or unset, got cutlass");
+  CHECK_THROWS(new_backend("", "on"), std::invalid_argument, "PACELINE_CUDA_GRAPHS must be off or unset, got on");
   CHECK_THROWS(load_backend("/nowhere/libpaceline_cuda.so", 0), DeviceError, "/nowhere/libpaceline_cuda.so");
 }
 

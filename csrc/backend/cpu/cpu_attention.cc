@@ -33,7 +33,7 @@ void CpuBackend::attention(const Rows& rows, const float* qkv, const AttentionSh
   work.for_each_task([&](const AttentionTask&, int) { ++num_tasks; });
   for (int row = 0; row < *rows.live; ++row) last_position = std::max(last_position, rows.position[row]);
   const bool is_long = last_position >= kGroupPages * kPagePositions;
-  pool_.run([&](int thread, int num_threads) {
+  pool_->run([&](int thread, int num_threads) {
     if (is_long && num_threads > 1 && num_tasks < 2 * num_threads) return attention_by_groups(work, num_tasks, thread, num_threads);
     work.for_each_task([&](const AttentionTask& task, int index) {
       if (index % num_threads == thread) kernels_->attention(task);
@@ -58,7 +58,7 @@ void CpuBackend::attention_by_groups(const AttentionWork& work, int num_tasks, i
       for (int group = first; group < std::min(first + at_once, num_groups(task)); ++group)
         if (turn++ % num_threads == thread) kernels_->attention_group(task, group, states_of(index, group - first));
     });
-    pool_.barrier();
+    pool_->barrier();
     work.for_each_task([&](const AttentionTask& task, int index) {
       if (index % num_threads != thread || first >= num_groups(task)) return;
       AttentionState* totals = totals_of(index);
@@ -67,7 +67,7 @@ void CpuBackend::attention_by_groups(const AttentionWork& work, int num_tasks, i
       for (int group = first; group < end; ++group) kernels_->attention_merge(task, states_of(index, group - first), totals);
       if (end == num_groups(task)) kernels_->attention_finish(task, totals);
     });
-    pool_.barrier();
+    pool_->barrier();
   }
 }
 

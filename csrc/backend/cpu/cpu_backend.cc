@@ -14,10 +14,14 @@ constexpr int kPrivateRows = 16;  // up to here each thread packs all rows for i
 
 class Line final : public Graph {
  public:
-  explicit Line(std::function<void()> run) : run_(std::move(run)) {}
-  void launch() override { run_(); }
+  Line(ThreadPool& pool, std::function<void()> run) : pool_(pool), run_(std::move(run)) {}
+  void launch() override {
+    const ThreadPool::Turn turn(pool_);
+    run_();
+  }
 
  private:
+  ThreadPool& pool_;
   std::function<void()> run_;
 };
 
@@ -49,17 +53,20 @@ Level level_of(const std::string& name) {
   throw std::invalid_argument(message("[Engine] the instruction level must be one of ", available, " on this machine, got ", name));
 }
 
-CpuBackend::CpuBackend(int num_threads, const std::string& level)
-    : pool_(num_threads), level_(level_of(level)), kernels_(level_.forward), sampling_(level_.sampling) {
-  if (pool_.num_threads() > 1) attention_states_ = allocate(10 * size_t(pool_.num_threads()) * kTaskQueries * sizeof(AttentionState));
+CpuBackend::CpuBackend(int num_threads, const std::string& level) : CpuBackend(shared_pool(num_threads), level_of(level), false) {}
+
+CpuBackend::CpuBackend(std::shared_ptr<ThreadPool> pool, const Level& level, bool is_dry)
+    : pool_(std::move(pool)), level_(level), kernels_(level.forward), sampling_(level.sampling), is_dry_(is_dry) {
+  if (pool_->num_threads() > 1) attention_states_ = allocate(10 * size_t(pool_->num_threads()) * kTaskQueries * sizeof(AttentionState));
 }
 
-std::string CpuBackend::description() const { return message("cpu ", kernels_->name, ", ", pool_.num_threads(), " threads"); }
+std::string CpuBackend::description() const { return message("cpu ", kernels_->name, ", ", pool_->num_threads(), " threads"); }
 
 // Zeroed by the system, on huge pages where it is worth it: weights stream 5 to 10 % faster from them than from small ones of this kind
 // (docs/performance.md, which also says that the pages of a mapped file lose nothing).
 Buffer CpuBackend::allocate(size_t bytes) {
   if (bytes == 0) return {};
+  if (is_dry_) return Buffer(nullptr, bytes, nullptr);
   constexpr size_t kHuge = 2 << 20;
   const size_t unit = bytes >= kHuge ? kHuge : 64, size = (bytes + unit - 1) / unit * unit;
   void* memory = std::aligned_alloc(unit, size);
@@ -75,7 +82,7 @@ void CpuBackend::upload(void* device, const void* host, size_t bytes) {
 void CpuBackend::download(void* host, const void* device, size_t bytes) {
   if (bytes) std::memcpy(host, device, bytes);
 }
-std::unique_ptr<Graph> CpuBackend::capture(std::function<void()> line) { return std::make_unique<Line>(std::move(line)); }
+std::unique_ptr<Graph> CpuBackend::capture(std::function<void()> line) { return std::make_unique<Line>(*pool_, std::move(line)); }
 
 // ------------------------------------------------------------------------------------------------ scratch
 
@@ -84,18 +91,27 @@ void CpuBackend::reserve_rows(int k, DType dtype) {
   if (bytes <= row_bytes_) return;
   row_bytes_ = bytes;
   shared_rows_ = allocate(bytes * kMaxRows);
-  private_rows_ = allocate(bytes * kPrivateRows * pool_.num_threads());
+  private_rows_ = allocate(bytes * kPrivateRows * pool_->num_threads());
 }
 
 // A thread works on one row at a time.
 void CpuBackend::prepare_sampling(int, int, Acceptance, int vocab_size) {
   if (vocab_size <= vocab_size_) return;
   vocab_size_ = vocab_size;
-  const size_t count = 2 * pool_.num_threads();
+  const size_t count = 2 * pool_->num_threads();
   logits_scratch_ = allocate(count * vocab_size * sizeof(float));
   counts_scratch_ = allocate(count * vocab_size * sizeof(int32_t));
   histogram_scratch_ = allocate(count * 2048 * sizeof(uint64_t));
 }
+
+size_t CpuBackend::scratch_bytes() const {
+  size_t total = 0;
+  for (const Buffer* each : {&shared_rows_, &private_rows_, &attention_states_, &logits_scratch_, &counts_scratch_, &histogram_scratch_})
+    total += each->bytes();
+  return total;
+}
+
+std::unique_ptr<Backend> CpuBackend::dry() const { return std::unique_ptr<Backend>(new CpuBackend(pool_, level_, true)); }
 
 SamplingScratch CpuBackend::scratch_at(int index) const {
   return {logits_scratch_.as<float>() + size_t(index) * vocab_size_, counts_scratch_.as<int32_t>() + size_t(index) * vocab_size_,
@@ -111,7 +127,7 @@ void CpuBackend::product(const Rows& rows, const float* x, int stride, const flo
   char* memory = is_private ? private_rows_.as<char>() + row_bytes_ * kPrivateRows * thread : shared_rows_.as<char>();
   for (int row = is_private ? 0 : thread; row < live; row += is_private ? 1 : num_threads)
     kernels_->pack(x + size_t(row) * stride, w.k, norm, eps, w.dtype, memory, row, live);
-  if (!is_private) pool_.barrier();
+  if (!is_private) pool_->barrier();
   // Whole pairs of blocks, as evenly as they go: gate and up stay together.
   const int pairs = (w.num_blocks + 1) / 2, begin = pairs * thread / num_threads * 2;
   const int end = std::min(pairs * (thread + 1) / num_threads * 2, w.num_blocks);
@@ -123,7 +139,7 @@ void CpuBackend::embed(const Rows& rows, const PackedMatrix& table, int d, float
     for (int row = thread; row < *rows.live; row += num_threads)
       kernels_->embed(matrix_of(table), rows.token[row], d, x + size_t(row) * d);
   };
-  if (*rows.live > 4) return pool_.run(some);
+  if (*rows.live > 4) return pool_->run(some);
   const FloatMode mode;  // integer tables are scaled here: not in the caller's rounding
   some(0, 1);
 }
@@ -135,9 +151,9 @@ void CpuBackend::norm_qkv_rope_write(const Rows& rows, const float* x, int d, co
   const Matrix& w = matrix_of(*weights.qkv);
   const int stride = w.num_blocks * 16, dh = shape.head_dim, half = dh / 2;
   const int k_column = padded(shape.num_heads * dh), v_column = k_column + padded(shape.num_kv_heads * dh);
-  pool_.run([&](int thread, int num_threads) {
+  pool_->run([&](int thread, int num_threads) {
     product(rows, x, d, weights.norm, weights.eps, w, {Epilogue::write, qkv, stride, stride, weights.bias}, thread, num_threads);
-    pool_.barrier();
+    pool_->barrier();
     const int heads = shape.num_heads + shape.num_kv_heads;
     for (int i = thread; i < *rows.live * heads; i += num_threads) {
       const int row = i / heads, head = i % heads, kv_head = head - shape.num_heads, position = rows.position[row];
@@ -159,7 +175,7 @@ void CpuBackend::norm_qkv_rope_write(const Rows& rows, const float* x, int d, co
 
 void CpuBackend::linear_residual(const Rows& rows, const float* in, int k, const PackedMatrix& packed, const float* bias, float* x, int d) {
   if (*rows.live == 0) return;
-  pool_.run([&](int thread, int num_threads) {
+  pool_->run([&](int thread, int num_threads) {
     product(rows, in, k, nullptr, 0, matrix_of(packed), {Epilogue::add, x, d, d, bias}, thread, num_threads);
   });
 }
@@ -167,7 +183,7 @@ void CpuBackend::linear_residual(const Rows& rows, const float* in, int k, const
 void CpuBackend::norm_gate_up(const Rows& rows, const float* x, int d, const float* norm, float eps, const PackedMatrix& packed, int f,
                               float* out) {
   if (*rows.live == 0) return;
-  pool_.run([&](int thread, int num_threads) {
+  pool_->run([&](int thread, int num_threads) {
     product(rows, x, d, norm, eps, matrix_of(packed), {Epilogue::gate, out, f, f, nullptr}, thread, num_threads);
   });
 }
@@ -175,7 +191,7 @@ void CpuBackend::norm_gate_up(const Rows& rows, const float* x, int d, const flo
 void CpuBackend::norm_head(const Rows& rows, const float* x, int d, const float* norm, float eps, const PackedMatrix& packed, int v,
                            float* logits) {
   if (*rows.live == 0) return;
-  pool_.run([&](int thread, int num_threads) {
+  pool_->run([&](int thread, int num_threads) {
     product(rows, x, d, norm, eps, matrix_of(packed), {Epilogue::write, logits, v, v, nullptr}, thread, num_threads);
   });
 }

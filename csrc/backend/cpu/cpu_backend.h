@@ -8,7 +8,7 @@
 #include "backend/cpu/float_mode.h"
 #include "backend/cpu/kernels/kernels.h"
 #include "backend/cpu/kernels/sampling.h"
-#include "backend/cpu/thread_pool.h"
+#include "backend/cpu/shared_pool.h"
 
 namespace paceline::cpu {
 
@@ -65,6 +65,10 @@ class CpuBackend final : public Backend {
   void synchronize() override {}
   int cycles_in_flight() const override { return 1; }
   size_t free_bytes() override { return 0; }
+  size_t scratch_bytes() const override;
+  std::unique_ptr<Backend> dry() const override;
+  void begin_turn() override { pool_->take_turn(); }
+  void end_turn() override { pool_->give_turn(); }
   std::unique_ptr<Graph> capture(std::function<void()> line) override;
 
   size_t matrix_bytes(int num_blocks, int k, DType dtype) const override;
@@ -109,10 +113,13 @@ class CpuBackend final : public Backend {
   void reserve_rows(int k, DType dtype);
   void attention_by_groups(const AttentionWork& work, int num_tasks, int thread, int num_threads);
 
-  ThreadPool pool_;
+  CpuBackend(std::shared_ptr<ThreadPool> pool, const Level& level, bool is_dry);
+
+  std::shared_ptr<ThreadPool> pool_;  // shared with other engines of this process
   Level level_;
   const Kernels* kernels_;
   const SamplingKernels* sampling_;
+  bool is_dry_;
   // Scratch, grown only while models are built: packed inputs, and what a row of logits needs while it is sampled.
   size_t row_bytes_ = 0;                 // of the widest input
   Buffer shared_rows_, private_rows_;    // [kMaxRows] packed rows; [num_threads, kPrivateRows]

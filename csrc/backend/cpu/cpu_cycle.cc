@@ -57,6 +57,7 @@ Choice judge(const SamplingKernels& kernels, const CycleState& state, int slot, 
     return {token, drafted && token == draft};
   }
   const ProcessedRow proposed = kernels.process(draft_task(state, slot, i), draft_scratch);
+  if (proposed.fault) return {kernels.choose(target, own), false};  // fail closed: a token is drawn from the target alone
   const uint64_t target_mass = kernels.mass(target), draft_mass = kernels.mass(proposed);
   const double u = accept_uniform_at(address(params, position, start, Purpose::accept));
   if (accepts(kernels.probability(target, target_mass, draft), kernels.probability(proposed, draft_mass, draft), u)) return {draft, true};
@@ -88,7 +89,7 @@ void CpuBackend::plan_draft(const CycleState& state, int step, const Rows& rows)
 }
 
 void CpuBackend::sample_draft(const CycleState& state, int step) {
-  pool_.run([&](int thread, int num_threads) {
+  pool_->run([&](int thread, int num_threads) {
     for (int slot = thread; slot < state.num_slots; slot += num_threads) {
       if (state.drafting[slot] <= step) continue;
       const ProcessedRow row = sampling_->process(draft_task(state, slot, step), scratch(thread));
@@ -115,7 +116,7 @@ void CpuBackend::plan_verify(const CycleState& state, const Rows& rows) {
 }
 
 void CpuBackend::accept(const CycleState& state, const float* logits, int vocab_size, const CycleResults& results) {
-  pool_.run([&](int thread, int num_threads) {
+  pool_->run([&](int thread, int num_threads) {
     for (int slot = thread; slot < state.num_slots; slot += num_threads)
       if (state.running[slot]) accept_slot(state, slot, logits + size_t(state.first_row[slot]) * vocab_size, vocab_size, results, thread);
   });
@@ -154,6 +155,8 @@ void CpuBackend::accept_slot(const CycleState& state, int slot, const float* log
     goes_on = choice.accepted && result.finish == kRunning;
   }
 
+  result.draft_fault = tau < clamped_tau(state.wanted_tau[slot], start, params.end_length, state.draft_cached[slot], state.draft_max_len);
+
   // Commit: lengths move, and with them both caches.
   const int length = start + result.emitted;
   state.length[slot] = length;
@@ -180,7 +183,7 @@ void CpuBackend::report(const float* row, int vocab_size, int token, const Cycle
 }
 
 void CpuBackend::log_softmax(const Rows& rows, const float* logits, int v, float* out) {
-  pool_.run([&](int thread, int num_threads) {
+  pool_->run([&](int thread, int num_threads) {
     for (int row = thread; row < *rows.live; row += num_threads) sampling_->log_softmax(logits + size_t(row) * v, v, out + size_t(row) * v);
   });
 }

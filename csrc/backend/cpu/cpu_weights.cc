@@ -103,9 +103,9 @@ std::unique_ptr<PackedMatrix> CpuBackend::matrix_in(Buffer memory, int num_block
 void CpuBackend::pack_weights(PackedMatrix& packed, const TensorView& part, int first_block, int block_stride) {
   const Matrix& w = matrix_of(packed);
   const int n = int(part.shape[0]), k = int(part.shape[1]);
-  std::vector<BlockRows> rows(pool_.num_threads(), {0, k, std::vector<float>(16 * size_t(k))});
+  std::vector<BlockRows> rows(pool_->num_threads(), {0, k, std::vector<float>(16 * size_t(k))});
   char* data = static_cast<char*>(const_cast<void*>(w.data));
-  pool_.run([&](int thread, int num_threads) {
+  pool_->run([&](int thread, int num_threads) {
     for (int row = 16 * thread; row < n; row += 16 * num_threads) {
       rows[thread].read(part, row, std::min(16, n - row));
       pack_block(rows[thread], w, data + (first_block + row / 16 * block_stride) * w.block_bytes());

@@ -3,7 +3,6 @@
 #include <immintrin.h>
 #include <pthread.h>
 #include <sched.h>
-#include <signal.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -11,7 +10,9 @@
 #include <system_error>
 
 #include "backend/cpu/float_mode.h"
+#include "backend/cpu/forks.h"
 #include "core/error.h"
+#include "core/no_signals.h"
 
 namespace paceline::cpu {
 namespace {
@@ -58,20 +59,6 @@ bool is_pinned_to(std::thread& thread, int cpu) {
   return pthread_getaffinity_np(thread.native_handle(), sizeof set, &set) == 0 && CPU_EQUAL(&set, &one);
 }
 
-// Threads made in this scope take no signals: those belong to the program we live in.
-class NoSignals {
- public:
-  NoSignals() {
-    sigset_t all;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &callers_);
-  }
-  ~NoSignals() { pthread_sigmask(SIG_SETMASK, &callers_, nullptr); }
-
- private:
-  sigset_t callers_;
-};
-
 }  // namespace
 
 int ThreadPool::usable_threads() {
@@ -82,18 +69,22 @@ int ThreadPool::usable_threads() {
   return std::max(1, quota ? std::min(count, quota) : count);
 }
 
-ThreadPool::ThreadPool(int num_threads) : process_(getpid()) {
+ThreadPool::ThreadPool(int num_threads) : process_(getpid()), forks_(num_forks()) {
+  watch_forks();
   const int count = num_threads > 0 ? num_threads : usable_threads();
   const NoSignals quiet;
+  num_threads_ = count;
   try {
     for (int thread = 1; thread < count; ++thread) workers_.emplace_back([this, thread] { work(thread); });
+    pin();
   } catch (const std::system_error& error) {
     const size_t made = workers_.size();
     stop();
     throw CapacityError(message("[Engine] num_threads: the system gave ", made + 1, " of ", count, " threads: ", error.what()));
+  } catch (...) {  // no memory: threads that run must not be dropped
+    stop();
+    throw;
   }
-  num_threads_ = count;
-  pin();
 }
 
 // Where the threads are as many as the cores this process may use, each worker gets one of its own. With fewer threads the system finds
@@ -106,7 +97,8 @@ void ThreadPool::pin() {
   for (int thread = 1; thread < num_threads_; ++thread) pin_to(workers_[thread - 1], cpus_[thread]);
 }
 
-// The caller is not ours to pin, and wherever it turns up it is needed there: the worker of that core takes the one it left. Unless
+// The caller is not ours to pin, and wherever it turns up it is needed there: the worker of that core takes the one it left, or the one
+// where the caller before it was, which sleeps now or has the host's part to do. Unless
 // somebody else has begun to place this process's threads (taskset -ap, a cpuset): then cpus_ is a memory of what was allowed, and
 // pinning is over. The worker's own set tells, except where everybody was confined to the very core it had; then the main thread's does.
 void ThreadPool::make_way() {
@@ -126,7 +118,7 @@ bool ThreadPool::process_may_use(int cpu) const {
 ThreadPool::~ThreadPool() { stop(); }
 
 void ThreadPool::stop() {
-  if (getpid() != process_) {
+  if (is_forked()) {
     for (std::thread& worker : workers_) worker.detach();
     return workers_.clear();
   }
@@ -137,7 +129,21 @@ void ThreadPool::stop() {
   workers_.clear();
 }
 
+bool ThreadPool::is_forked() const { return num_forks() != forks_; }
+
+// The check comes first: in a child a turn may be held by a thread that is not there.
+void ThreadPool::take_turn() {
+  if (workers_.empty()) return;
+  if (is_forked()) throw EngineDead("[Engine] made before a fork, its threads live in the parent: build a new one in this process");
+  turns_.take();
+}
+
+void ThreadPool::give_turn() {
+  if (!workers_.empty()) turns_.give();
+}
+
 void ThreadPool::run_all(Call call, void* context) {
+  const Turn turn(*this);
   const FloatMode mode;
   const uint32_t others = uint32_t(workers_.size());
   if (others) {

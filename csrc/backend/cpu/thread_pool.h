@@ -1,7 +1,7 @@
 // Fork and join for the operations of a pass: a few microseconds of work, hundreds of times per token.
 //
-// The caller is worker 0; the others spin for a bounded time after their last work and then sleep, so that an idle engine
-// costs nothing and a busy one joins in well under a microsecond. Nothing is allocated per call.
+// The caller is worker 0, whoever it is; the others spin for a bounded time after their last work and then sleep, so that an idle
+// engine costs nothing and a busy one joins in well under a microsecond. Nothing is allocated per call. Several callers take turns.
 #pragma once
 
 #include <atomic>
@@ -9,6 +9,8 @@
 #include <thread>
 #include <type_traits>
 #include <vector>
+
+#include "backend/cpu/turns.h"
 
 namespace paceline::cpu {
 
@@ -32,6 +34,23 @@ class ThreadPool {
   // Inside a body: waits until every thread is here.
   void barrier();
 
+  // The caller's alone, as long as it lives: for runs that belong together, so that engines alternate by passes and cycles and not by
+  // operations of a few microseconds. A run outside of it is a turn of its own; they nest. A pool of one thread has nothing to share:
+  // its callers compute side by side. Throws EngineDead in a forked child, where the workers are not.
+  class Turn {
+   public:
+    explicit Turn(ThreadPool& pool) : pool_(pool) { pool.take_turn(); }
+    ~Turn() { pool_.give_turn(); }
+    Turn(const Turn&) = delete;
+    Turn& operator=(const Turn&) = delete;
+
+   private:
+    ThreadPool& pool_;
+  };
+  void take_turn();
+  void give_turn();
+  int num_waiting() const { return turns_.num_waiting(); }  // callers that wait for their turn
+
   static int usable_threads();
 
  private:
@@ -41,12 +60,15 @@ class ThreadPool {
   void stop();
   void pin();
   void make_way();
+  bool is_forked() const;
   bool process_may_use(int cpu) const;
 
   int num_threads_ = 1;
-  int process_;  // that made the threads: a forked child has none of them to wait for
+  int process_;     // that made the threads
+  uint32_t forks_;  // before that: a forked child has none of them to wait for
+  Turns turns_;
   std::vector<std::thread> workers_;
-  std::vector<int> cpus_;  // of the threads, the caller's where it was last seen; empty: nobody is pinned by us, or not any more
+  std::vector<int> cpus_;  // of the threads, the caller's where one was last seen; empty: nobody is pinned by us, or not any more
   Call call_ = nullptr;
   void* context_ = nullptr;
   alignas(64) std::atomic<uint32_t> started_{0};   // counts calls; workers wait for it to change

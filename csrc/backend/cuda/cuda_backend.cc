@@ -74,6 +74,7 @@ CudaBackend::CudaBackend(int device) : bf16_by_cublas_(cublas_is_forced()) {
 }
 
 CudaBackend::~CudaBackend() {
+  if (is_dry()) return;
   cudaStreamSynchronize(stream_);  // whatever still runs reads memory that goes now
   matmul_.reset();
   staging_.reset();
@@ -84,6 +85,7 @@ CudaBackend::~CudaBackend() {
 
 Buffer CudaBackend::allocate(size_t bytes) {
   if (bytes == 0) return {};
+  if (is_dry()) return Buffer(nullptr, bytes, nullptr);
   void* memory = nullptr;
   check(cudaMalloc(&memory, bytes), "cudaMalloc");
   Buffer buffer(memory, bytes, [](void* p) { cudaFree(p); });
@@ -114,6 +116,13 @@ size_t CudaBackend::free_bytes() {
   size_t free = 0, total = 0;
   check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
   return free;
+}
+
+size_t CudaBackend::scratch_bytes() const {
+  size_t total = Staging::kBytes + Matmul::kWorkspaceBytes;
+  for (const Buffer* each : {&operand_, &sums_, &attention_scratch_, &sampling_scratch_}) total += each->bytes();
+  for (const Buffer& each : outgrown_) total += each.bytes();
+  return total;
 }
 
 // What a line enqueues while it is captured is recorded instead of run. A line that throws leaves the stream as it was.

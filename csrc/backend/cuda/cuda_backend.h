@@ -40,6 +40,9 @@ class CudaBackend final : public Backend {
   void synchronize() override;
   int cycles_in_flight() const override { return 2; }  // one runs, one waits: the device never does
   size_t free_bytes() override;
+  size_t scratch_bytes() const override;
+  std::unique_ptr<Backend> dry() const override { return dry_backend(); }
+  std::unique_ptr<CudaBackend> dry_backend() const { return std::unique_ptr<CudaBackend>(new CudaBackend(*this, Dry{})); }
   std::unique_ptr<Graph> capture(std::function<void()> line) override;
 
   size_t matrix_bytes(int num_blocks, int k, DType dtype) const override;
@@ -72,6 +75,9 @@ class CudaBackend final : public Backend {
   uint64_t hash_kv(const KvLayer&, const AttentionShape&, int slot, int position) override;
 
  private:
+  struct Dry {};
+  CudaBackend(const CudaBackend& real, Dry) : description_(real.description_), bf16_by_cublas_(real.bf16_by_cublas_) {}
+  bool is_dry() const { return !stream_; }  // nothing was taken, nothing runs
   bool is_tiled(DType) const;  // and thereby multiplied by our own kernel
   // each(first_row, operand) for each block of rows of a product.
   template <class Each>

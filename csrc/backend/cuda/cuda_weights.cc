@@ -111,7 +111,7 @@ std::unique_ptr<PackedMatrix> CudaBackend::matrix_in(Buffer memory, int num_bloc
   } else {
     reserve(operand_, size_t(kRowBlock) * padded_k(k) * size_of(dtype));
     reserve(sums_, size_t(kRowBlock) * kTile * num_blocks * sizeof(float));
-    matmul_->prepare(kTile * num_blocks, padded_k(k), dtype);
+    if (!is_dry()) matmul_->prepare(kTile * num_blocks, padded_k(k), dtype);
   }
   return std::make_unique<CudaMatrix>(std::move(memory), num_blocks, k, dtype, is_tiled(dtype));
 }

@@ -6,7 +6,6 @@
 namespace paceline::cuda {
 namespace {
 
-constexpr size_t kWorkspaceBytes = 32 << 20;  // what NVIDIA advises for Hopper
 constexpr uint32_t kWeightAlignment = 64;      // matrices lie in one allocation (backend.h); unasked, cuBLASLt takes 256 for granted
 
 void check(cublasStatus_t status, const char* call) {

@@ -16,6 +16,8 @@ namespace paceline::cuda {
 
 class Matmul {
  public:
+  static constexpr size_t kWorkspaceBytes = 32 << 20;  // what NVIDIA advises for Hopper
+
   explicit Matmul(cudaStream_t stream);
   ~Matmul();
   Matmul(const Matmul&) = delete;

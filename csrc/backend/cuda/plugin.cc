@@ -2,6 +2,9 @@
 // the device runs with its context current, and leaves the caller's.
 #include "backend/plugin.h"
 
+#include <cstring>
+#include <new>
+
 #include "backend/cuda/context.h"
 #include "backend/cuda/cuda_backend.h"
 
@@ -10,9 +13,12 @@ namespace {
 
 using Status = BackendPlugin::Status;
 
-std::string& last_error() {
-  static thread_local std::string text;
-  return text;
+// A place that is there already: a failure may be one of memory.
+thread_local char last_error[1024];
+
+Status failed(Status status, const char* what) {
+  std::strncpy(last_error, what, sizeof last_error - 1);
+  return status;
 }
 
 template <class Body>
@@ -21,17 +27,15 @@ Status guarded(Body body) noexcept {
     body();
     return kPluginOk;
   } catch (const std::invalid_argument& error) {
-    last_error() = error.what();
-    return kPluginInvalid;
+    return failed(kPluginInvalid, error.what());
   } catch (const CapacityError& error) {
-    last_error() = error.what();
-    return kPluginCapacity;
+    return failed(kPluginCapacity, error.what());
+  } catch (const std::bad_alloc& error) {
+    return failed(kPluginCapacity, error.what());
   } catch (const std::exception& error) {
-    last_error() = error.what();
-    return kPluginDevice;
+    return failed(kPluginDevice, error.what());
   } catch (...) {
-    last_error() = "[cuda] an unknown exception";
-    return kPluginDevice;
+    return failed(kPluginDevice, "[cuda] an unknown exception");
   }
 }
 
@@ -124,6 +128,9 @@ Status launch(void* graph) {
 Status free_bytes(void* backend, size_t* bytes) {
   return on_device(backend, [&](CudaBackend& self) { *bytes = self.free_bytes(); });
 }
+Status dry(void* backend, void** handle) {
+  return guarded([&] { *handle = new Held<CudaBackend>{held<CudaBackend>(backend).context, at(backend).dry_backend()}; });
+}
 Status matrix_bytes(void* backend, int32_t num_blocks, int32_t k, DType dtype, size_t* bytes) {
   return guarded([&] { *bytes = at(backend).matrix_bytes(num_blocks, k, dtype); });
 }
@@ -143,7 +150,7 @@ Status hash_kv(void* backend, const KvLayer* kv, const AttentionShape* shape, in
 }
 
 const BackendPlugin kTable{
-    .last_error = [] { return last_error().c_str(); },
+    .last_error = []() -> const char* { return last_error; },
     .create = create,
     .destroy = drop<CudaBackend>,
     .description = [](void* backend) {
@@ -157,6 +164,8 @@ const BackendPlugin kTable{
     .synchronize = forward<&CudaBackend::synchronize>,
     .cycles_in_flight = [](void* backend) { return int32_t(at(backend).cycles_in_flight()); },
     .free_bytes = free_bytes,
+    .scratch_bytes = [](void* backend) { return at(backend).scratch_bytes(); },
+    .dry = dry,
     .capture = capture,
     .launch = launch,
     .drop_graph = drop<Graph>,

@@ -9,7 +9,7 @@ namespace paceline::cuda {
 
 Staging::Staging(cudaStream_t stream) : stream_(stream) {
   try {
-    check(cudaHostAlloc(reinterpret_cast<void**>(&memory_), kSegments * kSegmentBytes, cudaHostAllocDefault), "cudaHostAlloc");
+    check(cudaHostAlloc(reinterpret_cast<void**>(&memory_), kBytes, cudaHostAllocDefault), "cudaHostAlloc");
     for (cudaEvent_t& event : copied_) check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreateWithFlags");
   } catch (...) {
     drop();

@@ -11,6 +11,8 @@ namespace paceline::cuda {
 
 class Staging {
  public:
+  static constexpr size_t kBytes = 4 << 20;  // of pinned memory
+
   explicit Staging(cudaStream_t stream);
   ~Staging();
   Staging(const Staging&) = delete;
@@ -22,7 +24,7 @@ class Staging {
  private:
   // Segments are filled in turn, each after the copies of its last turn: a wait only for who uploads faster than the device copies.
   static constexpr int kSegments = 4;
-  static constexpr size_t kSegmentBytes = 1 << 20;  // two copies of it overlap as well as larger ones
+  static constexpr size_t kSegmentBytes = kBytes / kSegments;  // two copies of 1 MB overlap as well as larger ones
   void drop();
 
   cudaStream_t stream_;

@@ -1,7 +1,7 @@
 """Hugging Face checkpoints: what they say of themselves, and their tensors on the way into the core."""
 
-from paceline.loading.checkpoint import Checkpoint, load_weights, read_config
+from paceline.loading.checkpoint import Checkpoint, core_config, load_weights, read_config
 from paceline.loading.config import ModelConfig
 from paceline.loading.weights_cache import default_directory, load_cached_weights
 
-__all__ = ["Checkpoint", "ModelConfig", "default_directory", "load_cached_weights", "load_weights", "read_config"]
+__all__ = ["Checkpoint", "ModelConfig", "core_config", "default_directory", "load_cached_weights", "load_weights", "read_config"]

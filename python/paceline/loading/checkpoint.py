@@ -34,6 +34,9 @@ class Checkpoint:
     sliding_window: int | None
     """Positions that some layer looks back at most; None when all see everything."""
     tensors: Mapping[str, StoredTensor]
+    """Empty where a plan found none."""
+    stated_dtype: str | None = None
+    """config.json's word for it."""
 
     @property
     def files(self) -> dict[Path, FileState]:
@@ -42,18 +45,23 @@ class Checkpoint:
 
     @property
     def dtype(self) -> str:
-        """fp32, bf16 or fp16: that of most bytes."""
+        """fp32, bf16 or fp16: that of most bytes, or without tensors what config.json says."""
+        if not self.tensors:
+            return {"float32": "fp32", "float16": "fp16"}.get(self.stated_dtype or "", "bf16")
         sizes: dict[str, int] = {}
         for tensor in self.tensors.values():
             sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.nbytes
         return DTYPES.get(max(sizes, key=lambda dtype: sizes[dtype]), "bf16")
 
 
-def read_config(directory: Path) -> Checkpoint:
-    """Everything but the weights themselves. Raises ModelFileError."""
+def read_config(directory: Path, *, planning: bool = False) -> Checkpoint:
+    """Everything but the weights themselves. Raises ModelFileError. planning: there may be no weights at all."""
     values = read_json(directory / "config.json", MAX_CONFIG)
     architecture, config, window = config_of(values, str(directory / "config.json"))
-    return Checkpoint(directory, config, architecture, _eos_token_ids(directory, values), window, _tensors(directory))
+    tensors = {} if planning and not _has_tensors(directory) else _tensors(directory)
+    stated = values.get("torch_dtype", values.get("dtype"))
+    return Checkpoint(directory, config, architecture, _eos_token_ids(directory, values), window, tensors,
+                      stated if isinstance(stated, str) else None)
 
 
 def core_config(checkpoint: Checkpoint) -> _core.ModelConfig:
@@ -102,6 +110,10 @@ def _eos_token_ids(directory: Path, config: dict[str, Any]) -> tuple[int, ...]:
     if not all(type(i) is int and i >= 0 for i in several):
         raise ModelFileError(f"{where}: eos_token_id: expected a token id or several, found {shown(ids)}")
     return tuple(dict.fromkeys(several))
+
+
+def _has_tensors(directory: Path) -> bool:
+    return any(os.path.lexists(directory / name) for name in ("model.safetensors", "model.safetensors.index.json"))
 
 
 def _tensors(directory: Path) -> dict[str, StoredTensor]:

@@ -15,6 +15,7 @@ import safetensors
 
 from paceline._core import ModelFileError
 from paceline.loading.files import opened
+from paceline.loading.reads import read_exactly
 from paceline.loading.strict_json import parse_object, shown
 
 MAX_HEADER = 16 << 20
@@ -69,13 +70,13 @@ def _header(path: Path, descriptor: int, file_size: int) -> bytes:
     """Its length and its first byte are looked at before it is given room."""
     if file_size < 8:
         raise ModelFileError(f"{path}: expected at least 8 bytes, found {file_size}")
-    front = os.pread(descriptor, 9, 0)
+    front = read_exactly(descriptor, 9, 0)
     (size,) = struct.unpack("<Q", front[:8].ljust(8, b"\0"))
     if not 2 <= size <= min(MAX_HEADER, file_size - 8):
         raise ModelFileError(f"{path}: expected a header of 2 to {min(MAX_HEADER, file_size - 8)} bytes, found a length of {size}{_other(front)}")
     if front[8:] != b"{":
         raise ModelFileError(f"{path}: expected a header that starts with {{, found {front[8:]!r}{_other(front)}")
-    header = os.pread(descriptor, size, 8)
+    header = read_exactly(descriptor, size, 8)
     if len(header) != size:
         raise ModelFileError(f"{path}: expected a header of {size} bytes, found {len(header)}: the file has become shorter")
     return header

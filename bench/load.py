@@ -1,0 +1,126 @@
+"""An engine under load: throughput, and what a long prompt that arrives costs the streams beside it.
+
+    python bench/load.py 1.1b --dtype int8     write the planted pair (bench/planted_pair.py) and measure it
+    python bench/load.py DIR                   DIR/target and DIR/draft
+
+Streams decode the whole time, and a coroutine of each notes when its chunks arrive: the gap between two is a cycle as a consumer sees it,
+event loop and GIL included. First they are alone, then one long prompt after the other arrives and is prefilled beside them. A chunk of a
+prompt is chosen to cost at most four plain passes, so the 99th percentile of the gaps then has to stay below the median before plus one chunk.
+"""
+
+import argparse
+import asyncio
+import datetime
+import pathlib
+import sys
+import tempfile
+import time
+
+import numpy as np
+import paceline
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+
+import options as option  # noqa: E402
+import planted_pair  # noqa: E402
+from decode import machine_name  # noqa: E402
+
+
+async def read(request, gaps, tokens):
+    """Until the request ends: seconds since the stream's previous chunk, and how many tokens each brought."""
+    last = None
+    async for chunk in request:
+        now = time.perf_counter()
+        if last is not None and chunk.num_cycles == 1:
+            gaps.append(now - last)
+            tokens.append(len(chunk.token_ids))
+        last = now
+
+
+class Phase:
+    """What the streams saw while it lasted."""
+
+    def __init__(self, gaps, tokens):
+        self.gaps, self.tokens = gaps, tokens
+        self.first, self.start = len(gaps), time.perf_counter()
+
+    def end(self):
+        self.seconds = time.perf_counter() - self.start
+        self.seen, self.emitted = sorted(self.gaps[self.first:]), sum(self.tokens[self.first:])
+        return self
+
+    def ms(self, share):
+        return 1e3 * self.seen[min(len(self.seen) - 1, int(share * len(self.seen)))]
+
+    def row(self, name):
+        return (f"| {name} | {len(self.seen)} | {self.emitted / self.seconds:.1f} | {self.ms(0.5):.2f} | {self.ms(0.9):.2f} | {self.ms(0.99):.2f} | "
+                f"{1e3 * self.seen[-1]:.2f} |")
+
+
+async def measure(engine, options, vocab):
+    random = np.random.default_rng(0)
+    gaps, tokens = [], []
+
+    def prompt(length):
+        return random.integers(planted_pair.FIRST_ID, vocab, length).tolist()
+
+    streams = [engine.submit(prompt(64), ignore_eos=True, max_tokens=options.most) for _ in range(options.streams)]
+    readers = [asyncio.ensure_future(read(stream, gaps, tokens)) for stream in streams]
+    while len(gaps) < 20 * options.streams:  # prompts and the draft's catching up
+        await asyncio.sleep(0.05)
+    alone = Phase(gaps, tokens)
+    await asyncio.sleep(options.seconds)
+    alone.end()
+    beside, stats = Phase(gaps, tokens), []
+    for _ in range(options.arrivals):
+        stats.append((await engine.submit(prompt(options.prompt), max_tokens=4, ignore_eos=True)).stats)
+    beside.end()
+    if any(reader.done() for reader in readers):
+        raise SystemExit("a stream ended before the measurement did: fewer --arrivals, or a longer context")
+    for stream in streams:
+        stream.cancel()
+    await asyncio.gather(*readers)
+    return alone, beside, stats
+
+
+def report(alone, beside, stats, options):
+    passes = sum(each.num_prefill_passes for each in stats)
+    chunk = 1e3 * sum(each.prefill_time for each in stats) / passes
+    print("| streams | cycles seen | tokens/s | gap p50 ms | p90 ms | p99 ms | max ms |\n| --- | --- | --- | --- | --- | --- | --- |")
+    print(alone.row("alone"))
+    print(beside.row(f"beside prompts of {options.prompt} tokens"))
+    rows = options.prompt * len(stats) / passes
+    bound = alone.ms(0.5) + chunk
+    print(f"\n* a chunk: {rows:.0f} rows, {chunk:.2f} ms in the mean; time to the first token of such a prompt "
+          f"{sum(each.time_to_first_token for each in stats) / len(stats):.2f} s")
+    print(f"* p99 beside them {beside.ms(0.99):.2f} ms, median alone and one chunk {bound:.2f} ms: {'holds' if beside.ms(0.99) <= bound else 'MISSED'}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("pair", type=option.pair(tuple(planted_pair.PRESETS)), help="tiny, 1.1b, or a directory with target and draft")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--draft-dtype", default="auto")
+    parser.add_argument("--tau", type=option.tau, default=3)
+    parser.add_argument("--streams", type=option.in_range(int, 1, 64), default=3)
+    parser.add_argument("--prompt", type=option.in_range(int, 2, 1 << 20), default=4096, help="tokens of a prompt that arrives")
+    parser.add_argument("--arrivals", type=option.in_range(int, 1, 1000), default=4)
+    parser.add_argument("--seconds", type=option.in_range(float, 0.1, 3600), default=10.0, help="how long the streams are alone first")
+    parser.add_argument("--threads", type=option.threads)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = pathlib.Path(options.pair)
+        if options.pair in planted_pair.PRESETS:
+            directory = pathlib.Path(scratch)
+            planted_pair.write_pair(directory, **planted_pair.PRESETS[options.pair], alpha=0.8)
+        options.most = max(options.prompt, 8192)
+        with paceline.Engine(
+                directory / "target", directory / "draft", dtype=options.dtype, draft_dtype=options.draft_dtype, num_speculative_tokens=options.tau,
+                max_num_seqs=options.streams + 1, max_model_len=options.most + 128, num_threads=options.threads,
+                kv_cache_tokens=(options.streams + 1) * (options.most + 128)) as engine:
+            print(f"`python bench/load.py {' '.join(sys.argv[1:])}`, {datetime.date.today()}, {machine_name()}, {engine.info['device']}\n")
+            report(*asyncio.run(measure(engine, options, engine.info["vocab_size"])), options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+#include "async/engine_thread.h"
+
+#include <pthread.h>
+
+#include <algorithm>
+#include <system_error>
+
+#include "core/no_signals.h"
+
+namespace paceline {
+
+bool Call::wait(std::chrono::nanoseconds at_most) {
+  process_.check();
+  std::unique_lock lock(mutex_);
+  changed_->wait_for(lock, at_most, [&] { return done_; });
+  if (done_ && cause_) std::rethrow_exception(cause_);
+  return done_;
+}
+
+void Call::run(Engine& engine) noexcept {
+  try {
+    body_(engine);
+    finish(nullptr);
+  } catch (...) {
+    finish(std::current_exception());
+  }
+}
+
+void Call::fail(std::exception_ptr cause) noexcept { finish(std::move(cause)); }
+
+void Call::finish(std::exception_ptr cause) noexcept {
+  const std::lock_guard lock(mutex_);
+  if (done_) return;
+  done_ = true;
+  cause_ = std::move(cause);
+  changed_->notify_all();
+}
+
+EngineThread::EngineThread(std::shared_ptr<Engine> engine, int max_queue) : engine_(std::move(engine)), max_queue_(max_queue) {
+  require(max_queue >= 0, "[Engine] max_queue must be at least 0, got ", max_queue);
+  const NoSignals quiet;
+  try {
+    thread_ = std::thread([this] { work(); });
+  } catch (const std::system_error& error) {
+    throw CapacityError(message("[Engine] the system gave no thread to run on: ", error.what()));
+  }
+}
+
+// A child's copy of the engine is left where it is: its thread and whatever locks it held exist in the parent only.
+EngineThread::~EngineThread() {
+  close();
+  if (!process_.is_child()) return;
+  thread_.detach();
+  new std::shared_ptr<Engine>(std::move(engine_));
+}
+
+void EngineThread::check_alive() const {
+  if (ended_) std::rethrow_exception(ended_);
+}
+
+std::shared_ptr<Engine> EngineThread::alive() const {
+  process_.check();
+  const std::lock_guard lock(mutex_);
+  check_alive();
+  return engine_;
+}
+
+void EngineThread::check(const std::vector<int32_t>& prompt, const RequestParams& params) const { alive()->check(prompt, params); }
+
+std::vector<std::shared_ptr<Submission>> EngineThread::submit(std::vector<Wanted> wanted) {
+  std::vector<std::shared_ptr<Submission>> submissions;
+  const std::shared_ptr<const Engine> engine = alive();
+  for (Wanted& each : wanted) {
+    engine->check(each.prompt, each.params);
+    const Demand demand = engine->demand(int(each.prompt.size()), each.params);
+    submissions.push_back(std::make_shared<Submission>(std::move(each.prompt), std::move(each.params), demand, cancels_));
+  }
+  if (submissions.empty()) return submissions;
+  const std::lock_guard lock(mutex_);
+  check_alive();
+  const int queued = queued_now(engine->capacity().sequences);
+  if (!(taken_ + submissions.front()->demand).fits(engine->capacity()) && queued >= max_queue_)
+    throw CapacityError(message("[generate] ", queued, " requests wait already and max_queue = ", max_queue_,
+                                ": come back later, or raise max_queue in Engine(...)"));
+  for (const auto& each : submissions) {
+    unfinished_.insert(each);
+    taken_ += each->demand;
+    inbox_.push_back({each, nullptr});
+    ++coming_;
+  }
+  changed_->notify_one();
+  return submissions;
+}
+
+// Requests that wait: those of the scheduler, and those of the inbox for which it has no slot free.
+int EngineThread::queued_now(int slots) const {
+  const int running = int(unfinished_.size()) - waiting_ - coming_;
+  return waiting_ + std::max(0, coming_ - (waiting_ ? 0 : slots - running));
+}
+
+std::shared_ptr<Call> EngineThread::call(std::function<void(Engine&)> body) {
+  process_.check();
+  const auto call = std::make_shared<Call>(std::move(body));
+  const std::lock_guard lock(mutex_);
+  check_alive();
+  inbox_.push_back({nullptr, call});
+  changed_->notify_one();
+  return call;
+}
+
+RequestStats EngineThread::stats() const {
+  process_.check();
+  const std::lock_guard lock(mutex_);
+  check_alive();
+  return stats_;
+}
+
+void EngineThread::close() {
+  if (process_.is_child()) return;
+  const std::lock_guard one_at_a_time(closing_);
+  if (!thread_.joinable()) return;
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+    changed_->notify_one();
+  }
+  thread_.join();
+  end_all(std::make_exception_ptr(std::runtime_error("[Engine] the engine is closed")));
+  by_request_.clear();
+  const std::lock_guard lock(mutex_);
+  engine_.reset();
+}
+
+// ---------------------------------------------------------------------------------------------------- the thread
+void EngineThread::work() noexcept {
+  pthread_setname_np(pthread_self(), "paceline");
+  try {
+    while (wait_for_work()) {
+      int taken_in = 0;
+      for (; !jobs_.empty(); jobs_.pop_front()) taken_in += take_in(jobs_.front());
+      pass_on_cancels();
+      if (engine_->idle()) continue;
+      deliver(engine_->step());
+      const std::lock_guard lock(mutex_);
+      waiting_ = engine_->waiting();
+      coming_ -= taken_in;
+    }
+  } catch (const EngineDead&) {
+    end_all(std::current_exception());
+  } catch (const std::exception& error) {  // no memory for what a step gave
+    end_all(std::make_exception_ptr(EngineDead(std::string("[Engine] the engine cannot go on, build a new one: ") + error.what())));
+  }
+}
+
+// False: the thread shall end.
+bool EngineThread::wait_for_work() {
+  const bool idle = engine_->idle();
+  std::unique_lock lock(mutex_);
+  changed_->wait(lock, [&] { return stopping_ || !idle || !inbox_.empty(); });
+  std::swap(jobs_, inbox_);
+  return !stopping_;
+}
+
+// Whether it was a request.
+bool EngineThread::take_in(Job& job) {
+  if (job.call) {
+    job.call->run(*engine_);
+    return false;
+  }
+  Submission& submission = *job.submission;
+  const int64_t id = engine_->add(std::move(submission.prompt), std::move(submission.params));
+  by_request_.emplace(id, job.submission);
+  if (submission.is_cancelled()) engine_->cancel(id);
+  return true;
+}
+
+void EngineThread::pass_on_cancels() {
+  if (cancels_->exchange(0, std::memory_order_acquire) == 0) return;
+  for (const auto& [id, submission] : by_request_)
+    if (submission->is_cancelled()) engine_->cancel(id);
+}
+
+void EngineThread::deliver(std::vector<Output> outputs) {
+  for (Output& output : outputs) {
+    const auto found = by_request_.find(output.request);
+    const auto submission = found->second;
+    if (output.finish != FinishReason::none) {
+      by_request_.erase(found);
+      forget(submission);
+    }
+    submission->put(std::move(output));
+  }
+}
+
+// It has ended: its place is free and its counts are in, before anybody can know.
+void EngineThread::forget(const std::shared_ptr<Submission>& submission) {
+  const std::lock_guard lock(mutex_);
+  unfinished_.erase(submission);
+  taken_ -= submission->demand;
+  stats_ = engine_->stats();
+}
+
+void EngineThread::end_all(std::exception_ptr cause) noexcept {
+  const std::lock_guard lock(mutex_);
+  ended_ = cause;
+  for (std::deque<Job>* jobs : {&jobs_, &inbox_}) {
+    for (const Job& job : *jobs)
+      if (job.call) job.call->fail(cause);
+    jobs->clear();
+  }
+  for (const auto& each : unfinished_) each->fail(cause);
+  unfinished_.clear();
+  taken_ = {};
+}
+
+}  // namespace paceline

@@ -1,0 +1,99 @@
+// An engine with a thread of its own, that runs cycles as long as anybody waits for tokens. Any thread may submit, cancel and take.
+//
+// The thread is worker 0 of the backend's pool and knows nothing of Python. What others want done goes into an inbox and is done between
+// two steps; what requests were given lies in their submissions. Nobody holds a lock while the engine computes.
+#pragma once
+
+#include <deque>
+#include <functional>
+#include <map>
+#include <thread>
+#include <unordered_set>
+
+#include "async/submission.h"
+
+namespace paceline {
+
+// Something done between two steps, and its end awaited.
+class Call {
+ public:
+  explicit Call(std::function<void(Engine&)> body) : body_(std::move(body)) {}
+  // Whether it is done; throws what it threw, or what kept it from being done.
+  bool wait(std::chrono::nanoseconds at_most);
+
+  void run(Engine& engine) noexcept;
+  void fail(std::exception_ptr cause) noexcept;
+
+ private:
+  void finish(std::exception_ptr cause) noexcept;
+
+  const Process process_;
+  std::function<void(Engine&)> body_;
+  std::mutex mutex_;
+  Condition changed_;
+  bool done_ = false;
+  std::exception_ptr cause_;
+};
+
+class EngineThread {
+ public:
+  // max_queue: how many requests may wait for a place, beside those that run.
+  EngineThread(std::shared_ptr<Engine> engine, int max_queue);
+  ~EngineThread();  // as close(); in a forked child nothing is touched
+
+  // Throws what submit would, without the queue's answer.
+  void check(const std::vector<int32_t>& prompt, const RequestParams& params) const;
+  struct Wanted {
+    std::vector<int32_t> prompt;
+    RequestParams params;
+  };
+  // All or none of them. They start in this order, after everyone who came before. CapacityError: they would have to wait, and max_queue
+  // others do already.
+  std::vector<std::shared_ptr<Submission>> submit(std::vector<Wanted> wanted);
+  std::shared_ptr<Call> call(std::function<void(Engine&)> body);
+  RequestStats stats() const;
+  // The thread ends after the step it is in, the memory is given back, and whoever still waits gets "the engine is closed".
+  void close();
+
+  // What never changes of it may be asked on any thread.
+  std::shared_ptr<const Engine> engine() const { return alive(); }
+
+ private:
+  struct Job {
+    std::shared_ptr<Submission> submission;  // or
+    std::shared_ptr<Call> call;
+  };
+  void work() noexcept;
+  bool wait_for_work();
+  bool take_in(Job& job);
+  void pass_on_cancels();
+  void deliver(std::vector<Output> outputs);
+  void forget(const std::shared_ptr<Submission>& submission);
+  void end_all(std::exception_ptr cause) noexcept;
+  int queued_now(int slots) const;
+  void check_alive() const;
+  std::shared_ptr<Engine> alive() const;
+
+  const Process process_;
+  std::shared_ptr<Engine> engine_;
+  const int max_queue_;
+  const std::shared_ptr<std::atomic<int>> cancels_ = std::make_shared<std::atomic<int>>(0);
+  std::deque<Job> jobs_;                                       // the thread's own: out of the inbox, not done yet
+  std::map<int64_t, std::shared_ptr<Submission>> by_request_;  // and this: what the engine works on
+
+  mutable std::mutex mutex_;  // of what follows
+  Condition changed_;
+  std::deque<Job> inbox_;
+  std::unordered_set<std::shared_ptr<Submission>> unfinished_;
+  Demand taken_;         // by all unfinished
+  int waiting_ = 0;      // in the scheduler, after its last step
+  int coming_ = 0;       // not in the scheduler yet, or only since that step
+  RequestStats stats_;
+  bool stopping_ = false;
+  std::exception_ptr ended_;  // the thread takes no more jobs because of it
+
+  std::mutex closing_;
+  std::thread thread_;
+};
+
+}  // namespace paceline

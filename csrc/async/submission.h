@@ -1,0 +1,68 @@
+// A request between the thread that runs it and whoever waits for it: a bounded queue of what it was given.
+//
+// The queue never makes the engine wait. Beyond kMostUnread outputs the newest ones are merged into one: a slow consumer gets larger
+// pieces, an absent one holds a few kilobytes and the tokens, and nobody else notices either.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <optional>
+
+#include "async/bell.h"
+#include "async/process.h"
+#include "engine.h"
+
+namespace paceline {
+
+class Submission {
+ public:
+  static constexpr size_t kMostUnread = 64;
+  enum class Until { something, end };
+
+  // cancels: raised by the first cancel.
+  Submission(std::vector<int32_t> prompt_, RequestParams params_, const Demand& demand_, std::shared_ptr<std::atomic<int>> cancels);
+
+  // The consumer: several threads may, one output goes to one of them.
+  // The oldest output, or with Until::end all that are left in one, once the last is there. Nothing within `at_most`: none. What ended
+  // the request without an output (the engine died, or was closed) is thrown after everything that was given before.
+  std::optional<Output> take(Until until, std::chrono::nanoseconds at_most);
+  // There is something to take, were it only what ended it.
+  bool ready() const;
+  // Nothing more will be given; what was may still be there to take.
+  bool done() const;
+  // From now on `bell` rings whenever there may be something to take, or only at the end; at once if it is so already.
+  void ring(std::shared_ptr<Bell> bell, Until until);
+  // The engine ends it at its next step, with what it has. Safe anywhere, destructors included.
+  void cancel() noexcept;
+
+  // The engine thread.
+  void put(Output&& output);
+  void fail(std::exception_ptr cause) noexcept;
+  bool is_cancelled() const noexcept { return cancelled_.load(std::memory_order_acquire); }
+
+  const int64_t serial;  // its own in this process
+  std::vector<int32_t> prompt;
+  RequestParams params;
+  const Demand demand;
+
+ private:
+  bool may_take(Until until) const { return cause_ || last_ || (until == Until::something && !unread_.empty()); }
+  void announce(bool end);
+
+  const Process process_;
+  mutable std::mutex mutex_;
+  Condition changed_;
+  std::deque<Output> unread_;
+  bool last_ = false;           // the last output has been put
+  std::exception_ptr cause_;    // or this ended it
+  int takers_ = 0;              // waiting for something: whoever waits for the end sleeps on
+  std::shared_ptr<Bell> bell_;
+  Until bell_for_ = Until::something;
+  std::atomic<bool> cancelled_{false};
+  const std::shared_ptr<std::atomic<int>> cancels_;  // the engine thread looks for cancelled requests when this is not 0
+};
+
+}  // namespace paceline

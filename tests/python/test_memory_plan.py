@@ -1,0 +1,131 @@
+"""Engine.plan says what an engine then takes, and takes nothing itself."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+
+import paceline
+import pytest
+from paceline import Engine, demo_pair
+from paceline.memory_plan import MemoryPlan
+
+from test_cuda import STUB, run
+
+BIG = {  # 70 billion parameters
+    "architectures": ["LlamaForCausalLM"], "vocab_size": 128256, "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
+    "num_attention_heads": 64, "num_key_value_heads": 8, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "rope_theta": 500000.0,
+    "torch_dtype": "bfloat16"}
+
+
+def agree(plan, info):
+    return {name: getattr(plan, name) for name in ("weight_bytes", "kv_cache_bytes", "workspace_bytes")} == {
+        name: info[name] for name in ("weight_bytes", "kv_cache_bytes", "workspace_bytes")}
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8", "int4", "int4_g32"])
+@pytest.mark.parametrize("options", [
+    {"draft": False}, {"draft": False, "max_num_seqs": 3, "max_model_len": 200, "kv_dtype": "fp32"}, {"draft": True},
+    {"draft": True, "num_speculative_tokens": 7, "max_num_seqs": 4, "kv_cache_tokens": 300, "draft_dtype": "int4", "num_threads": 3},
+    {"draft": True, "num_speculative_tokens": 1, "max_model_len": 65, "kv_cache_tokens": 4096, "num_threads": 1, "acceptance": "rejection"}])
+def test_a_plan_is_what_the_engine_then_takes(dtype, options):
+    options = dict(options)
+    models = demo_pair() if options.pop("draft") else demo_pair()[:1]
+    plan = Engine.plan(*models, dtype=dtype, **options)
+    with Engine(*models, dtype=dtype, warmup=False, **options) as engine:
+        assert agree(plan, engine.info), (plan, engine.info)
+    assert (plan.draft_weight_bytes > 0) == (len(models) == 2)
+    assert plan.weight_bytes - plan.draft_weight_bytes == Engine.plan(models[0], dtype=dtype).weight_bytes
+    assert plan.total_bytes == plan.weight_bytes + plan.kv_cache_bytes + plan.workspace_bytes and plan.fits
+
+
+def test_a_planted_difference_is_found():
+    with Engine(*demo_pair(), max_model_len=128, warmup=False) as engine:
+        assert agree(Engine.plan(*demo_pair(), max_model_len=128), engine.info)
+        for other in ({"max_model_len": 129}, {"max_num_seqs": 2}, {"num_speculative_tokens": 2}, {"num_threads": 5}, {"kv_cache_tokens": 64}):
+            assert not agree(Engine.plan(*demo_pair(), **{"max_model_len": 128} | other), engine.info), other
+
+
+def test_weights_from_a_cache_are_planned_alike(tmp_path):
+    for _ in range(2):  # packed, then mapped
+        with Engine(*demo_pair(), weights_cache=tmp_path, warmup=False) as engine:
+            assert agree(Engine.plan(*demo_pair(), weights_cache=tmp_path), engine.info)
+
+
+PLANNED = """
+import json, resource, sys, paceline
+options = dict(num_threads=2, max_num_seqs=8, max_model_len=131072, kv_cache_tokens=2**20)
+paceline.Engine.plan(*paceline.demo_pair(), num_threads=2)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+plan = paceline.Engine.plan(sys.argv[1], sys.argv[1], draft_dtype="int4", **options)
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(json.dumps([after - before, plan.weight_bytes, plan.draft_weight_bytes, plan.kv_cache_bytes, plan.workspace_bytes, plan.fits]))
+"""
+
+
+def test_a_model_of_any_size_is_planned_from_its_config(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(BIG))
+    done = subprocess.run([sys.executable, "-c", PLANNED, tmp_path], capture_output=True, text=True, timeout=120, check=True)
+    kilobytes, weights, draft, kv, workspace, fits = json.loads(done.stdout)
+    assert kilobytes < 50_000
+    assert 140e9 < weights - draft < 142e9 and 37e9 < draft < 41e9
+    pages = 2**20 // 64 + 7  # a page more for each sequence but one
+    assert kv == 2 * pages * 64 * 80 * 2 * 8 * 128 * 2
+    assert 2e8 < workspace < 1e9 and not fits
+    with pytest.raises(paceline.ModelFileError, match=r"expected model\.safetensors"):
+        Engine(tmp_path)
+
+
+@pytest.mark.parametrize("stated, dtype", [("float32", "fp32"), ("bfloat16", "bf16"), ("float16", "bf16"), (None, "bf16"), (7, "bf16")])
+def test_without_weights_the_config_says_their_dtype(tmp_path, stated, dtype):
+    (tmp_path / "config.json").write_text(json.dumps(BIG | {"num_hidden_layers": 2, "torch_dtype": stated}))
+    plan, same = Engine.plan(tmp_path, max_model_len=512), Engine.plan(tmp_path, max_model_len=512, dtype=dtype)
+    assert (plan.weight_bytes, plan.kv_cache_bytes) == (same.weight_bytes, same.kv_cache_bytes)
+
+
+@pytest.mark.parametrize("options, kind, message", [
+    ({"max_num_seqs": 0}, ValueError, "max_num_seqs must be in"), ({"num_speculative_tokens": 99}, ValueError, "num_speculative_tokens must be in"),
+    ({"max_num_seqs": 200}, ValueError, r"must be at most 512"), ({"max_length": 3}, TypeError, "max_length"), ({"warmup": False}, None, "")])
+def test_a_plan_takes_the_engine_s_arguments(options, kind, message):
+    if kind is None:
+        assert isinstance(Engine.plan(*demo_pair(), **options), MemoryPlan)
+        return
+    with pytest.raises(kind, match=message):
+        Engine.plan(*demo_pair(), **options)
+
+
+def test_a_plan_leaves_no_threads():
+    before = len(os.listdir("/proc/self/task"))
+    Engine.plan(*demo_pair(), num_threads=3)
+    assert len(os.listdir("/proc/self/task")) == before
+
+
+def test_what_does_not_fit_says_how_much_it_is():
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 36, hard))
+    try:
+        plan = Engine.plan(*demo_pair(), kv_cache_tokens=2_000_000_000)
+        with pytest.raises(paceline.CapacityError) as error:
+            Engine(*demo_pair(), kv_cache_tokens=2_000_000_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    assert not plan.fits
+    assert str(error.value).endswith(f"; {str(plan).rpartition(', ')[0]}, {str(error.value).rpartition(', ')[2]}")
+    assert f"KV caches {plan.kv_cache_bytes / 1e9:,.3f} GB" in str(error.value) and str(error.value).endswith(" GB available")
+
+
+ON_CUDA = """
+said = []
+for options in ({}, {"dtype": "int8", "max_num_seqs": 3, "num_speculative_tokens": 5}, {"dtype": "fp32", "draft_dtype": "int4", "kv_cache_tokens": 100}):
+    plan = paceline.Engine.plan(*paceline.demo_pair(), device="cuda", max_model_len=96, **options)
+    with paceline.Engine(*paceline.demo_pair(), device="cuda", max_model_len=96, warmup=False, **options) as engine:
+        names = ("weight_bytes", "kv_cache_bytes", "workspace_bytes")
+        said.append([[getattr(plan, name) for name in names], [engine.info[name] for name in names], plan.fits, plan.available_bytes])
+"""
+
+
+def test_on_cuda_too():
+    for plan, info, fits, available in run(ON_CUDA, **STUB):
+        assert plan == info and fits and available > 2**32
+        assert plan[2] > 36 * 2**20  # what the backend takes for itself is part of it

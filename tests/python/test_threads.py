@@ -1,0 +1,251 @@
+"""Threads, fork, signals, interpreter exit: an engine in somebody's process."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from paceline import Engine, demo_pair
+
+PROMPT = "def main(argv=None):\n    "
+
+
+def run(script, *arguments, timeout=120):
+    return subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=timeout)
+
+
+# ---------------------------------------------------------------------------------------------------- threads
+def test_sixteen_threads_on_one_engine():
+    """Submit, iterate, wait, cancel, stats, verify: what is not cancelled is what a serial run gives."""
+    prompts = ["import ", "class A:\n", "x = [", "for i in", "try:\n", "def f(", "# ", "return "]
+    with Engine(*demo_pair(), num_speculative_tokens=4, max_num_seqs=4) as engine:
+        sampling = [dict(max_tokens=10 + 7 * i, temperature=i % 2, seed=i) for i in range(8)]
+        serial = [engine.generate(prompt, **each) for prompt, each in zip(prompts, sampling, strict=True)]
+        wrong, rounds = [], 12
+
+        def work(number):
+            for i in range(rounds):
+                which = (number + i) % 8
+                request = engine.submit(prompts[which], **sampling[which])
+                kind = (number * 5 + i) % 6
+                if kind == 0:
+                    next(request)
+                    request.cancel()
+                    continue
+                if kind == 1:
+                    engine.verify([1, 2], [3])
+                    engine.stats()
+                got = tuple(t for chunk in request for t in chunk.token_ids) if kind == 2 else request.result().token_ids
+                if got != serial[which].token_ids:
+                    wrong.append((which, got))
+
+        threads = [threading.Thread(target=work, args=(n,)) for n in range(16)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(120)
+        assert not wrong and not any(thread.is_alive() for thread in threads)
+        deadline = time.monotonic() + 20
+        while engine.stats().num_requests < 8 + 16 * rounds:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+def test_two_engines_one_closed_while_the_other_runs():
+    with Engine(*demo_pair(), num_threads=2) as one:
+        want = one.generate(PROMPT, max_tokens=300, ignore_eos=True).token_ids
+        for _ in range(5):
+            other = Engine(*demo_pair(), num_threads=2, warmup=False)
+            beside, request = other.submit(PROMPT, max_tokens=400, ignore_eos=True), one.submit(PROMPT, max_tokens=300, ignore_eos=True)
+            next(beside)
+            other.close()
+            assert request.result().token_ids == want
+
+
+def test_the_gil_is_free_while_an_engine_works():
+    with Engine(*demo_pair(), num_threads=1) as engine:
+        count, stop = 0, threading.Event()
+
+        def counter():
+            nonlocal count
+            while not stop.is_set():
+                time.sleep(0.001)
+                count += 1
+
+        thread = threading.Thread(target=counter)
+        thread.start()
+        start = time.monotonic()
+        engine.generate_batch([PROMPT] * 4, max_tokens=400, ignore_eos=True)
+        seconds = time.monotonic() - start
+        stop.set()
+        thread.join()
+        assert count > 50 * seconds  # 1000 a second alone; a held GIL gives one per switch interval at best, or none at all
+
+
+# ---------------------------------------------------------------------------------------------------- signals
+INTERRUPTED = """
+import os, signal, sys, threading, time, paceline
+signal.signal(signal.SIGINT, signal.default_int_handler)
+engine = paceline.Engine(*paceline.demo_pair(), num_threads=2)
+want = engine.generate("import ", max_tokens=50).token_ids
+kind, waited = sys.argv[1], []
+for i in range(25):
+    delay = 0.002 + 0.003 * (i % 9)
+    sent = []
+    def send():
+        time.sleep(delay)
+        sent.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGINT)
+    thread = threading.Thread(target=send)
+    try:
+        thread.start()
+        while True:
+            if kind == "generate":
+                engine.generate("def f(", max_tokens=480, ignore_eos=True)
+            elif kind == "stream":
+                for chunk in engine.stream("def f(", max_tokens=480, ignore_eos=True): pass
+            elif kind == "batch":
+                engine.generate_batch(["def f("] * 5, max_tokens=480, ignore_eos=True)
+            elif kind == "verify":
+                engine.verify([1] * 300, [2] * 200)
+            else:
+                paceline.Engine(*paceline.demo_pair(), num_threads=2).close()
+    except KeyboardInterrupt:
+        waited.append(time.monotonic() - sent[0])
+    thread.join()
+    assert engine.generate("import ", max_tokens=50).token_ids == want
+print("interrupted", sorted(waited)[len(waited) // 2])
+assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+"""
+
+
+@pytest.mark.parametrize("kind", ["generate", "stream", "batch", "verify", "load"])
+def test_ctrl_c(kind):
+    done = run(INTERRUPTED, kind)
+    word, median = (done.stdout.split() + ["", "inf"])[:2]
+    assert (word, done.returncode) == ("interrupted", 0), done.stderr
+    if kind != "load":  # the tokenizers library reads its file in one call
+        assert float(median) < 1.0  # 50 ms and a cycle; the rest is room for a machine that others use too
+
+
+# ---------------------------------------------------------------------------------------------------- fork
+FORKED = """
+import asyncio, os, sys, threading, paceline
+engine = paceline.Engine(*paceline.demo_pair(), num_threads=2)
+request = engine.submit("a", max_tokens=400, ignore_eos=True)
+next(request)
+busy = threading.Thread(target=lambda: engine.generate_batch(["b"] * 6, max_tokens=300, ignore_eos=True))
+busy.start()
+children = []
+for _ in range(10):
+    child = os.fork()
+    if child == 0:
+        told = 0
+        for call in (lambda: engine.generate("a", max_tokens=2), lambda: next(request), request.result, request.done, engine.stats,
+                     lambda: engine.verify([1], []), lambda: engine.submit("a"), lambda: asyncio.run(engine.generate_async("a"))):
+            try:
+                call()
+            except paceline.EngineDead as error:
+                told += "fork" in str(error)
+        request.cancel()
+        engine.close()
+        del request, engine
+        os._exit(told)
+    children.append(child)
+print(*[os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children])
+busy.join()
+print(len(request.result().token_ids))
+"""
+
+
+def test_a_forked_child_is_told_and_the_parent_goes_on():
+    done = run("import warnings; warnings.simplefilter('ignore')\n" + FORKED)
+    assert done.stdout.splitlines() == [" ".join(["8"] * 10), "400"], done.stderr
+
+
+SPAWNED = """
+import multiprocessing, sys, paceline
+
+def work(number):
+    with paceline.Engine(*paceline.demo_pair(), num_threads=1, warmup=False) as engine:
+        return engine.generate("import ", max_tokens=10).token_ids
+
+if __name__ == "__main__":
+    for method in ("fork", "spawn", "forkserver"):  # fork: of a module that was imported and not used
+        with multiprocessing.get_context(method).Pool(2) as pool:
+            assert len(set(pool.map(work, range(4)))) == 1
+    print("same")
+"""
+
+
+def test_processes_that_make_their_own(tmp_path):
+    script = tmp_path / "spawned.py"
+    script.write_text(SPAWNED)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "same\n", done.stderr
+
+
+# ---------------------------------------------------------------------------------------------------- exit
+BEGIN = """
+import asyncio, os, sys, threading, time, paceline
+engine = paceline.Engine(*paceline.demo_pair(), num_threads=2)
+"""
+ENDS = {
+    "a live engine": ("", 0),
+    "a live iterator": ("stream = engine.stream('a', max_tokens=400, ignore_eos=True); next(stream)", 0),
+    "a full queue": ("requests = [engine.submit('a', max_tokens=400, ignore_eos=True) for _ in range(50)]", 0),
+    "a daemon thread in next()": (
+        "stream = engine.stream('a', max_tokens=400, ignore_eos=True)\n"
+        "threading.Thread(target=lambda: list(stream), daemon=True).start(); time.sleep(0.01)", 0),
+    "a daemon thread that goes on and on": (
+        "def work():\n    while True: engine.generate('a', max_tokens=3)\nthreading.Thread(target=work, daemon=True).start(); time.sleep(0.05)", 0),
+    "sys.exit beside a stream": ("stream = engine.stream('a', max_tokens=400, ignore_eos=True); next(stream); sys.exit(7)", 7),
+    "os._exit": ("stream = engine.stream('a', max_tokens=400, ignore_eos=True); next(stream); os._exit(9)", 9),
+    "an engine in a cycle": ("class A: pass\na = A(); a.a = a; a.engine = engine; a.stream = engine.stream('a'); del engine, a", 0),
+    "a loop that never ran out": (
+        "loop = asyncio.new_event_loop()\nasync def use():\n    async for c in engine.stream_async('a', max_tokens=400, ignore_eos=True): break\n"
+        "loop.run_until_complete(use())\nloop.close()", 0),
+    "an error": ("stream = engine.stream('a', max_tokens=400, ignore_eos=True); next(stream); sys.stderr = None; raise ValueError", 1)}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_the_interpreter_ends_with(name):
+    script, code = ENDS[name]
+    for _ in range(3):
+        start = time.monotonic()
+        done = run(BEGIN + script)
+        assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
+        assert time.monotonic() - start < 20
+
+
+# ---------------------------------------------------------------------------------------------------- what is left behind
+def tasks():
+    return len(os.listdir("/proc/self/task"))
+
+
+def descriptors():
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_nothing_is_left_behind():
+    threads, files = tasks(), descriptors()
+    for _ in range(3):
+        with Engine(*demo_pair(), num_threads=2, warmup=False) as engine:
+            assert tasks() == threads + 2  # its own thread and one worker
+            engine.generate("a", max_tokens=3)
+    assert (tasks(), descriptors()) == (threads, files)
+
+
+def test_signals_are_the_programs_own():
+    """No thread of ours takes a signal: all have every one of them blocked."""
+    before = set(os.listdir("/proc/self/task"))
+    with Engine(*demo_pair(), num_threads=2, warmup=False):
+        ours = set(os.listdir("/proc/self/task")) - before
+        status = [pathlib.Path(f"/proc/self/task/{task}/status").read_text() for task in ours]
+        masks = [text.split("SigBlk:")[1].split()[0] for text in status]
+        blockable = sum(1 << (number - 1) for number in signal.valid_signals() if number not in (signal.SIGKILL, signal.SIGSTOP))
+        assert len(masks) == 2 and all(int(mask, 16) & blockable == blockable for mask in masks)
