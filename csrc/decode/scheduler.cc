@@ -77,7 +77,7 @@ void Scheduler::check(const std::vector<int32_t>& prompt, const RequestParams& p
   require(params.stop.empty() || !options_.token_bytes.empty(), "[generate] stop strings need a tokenizer, the engine has none");
 
   const int room = options_.kv_cache_tokens;
-  if (length >= room || (params.max_tokens > 0 && std::min(limit, length + params.max_tokens) > room))
+  if (length >= room || (params.max_tokens > 0 && length + std::min(params.max_tokens, limit - length) > room))
     throw CapacityError(message("[generate] prompt of ", length, " tokens and ",
                                 params.max_tokens > 0 ? message("max_tokens = ", params.max_tokens) : "one more",
                                 " do not fit into kv_cache_tokens = ", room, ": raise kv_cache_tokens in Engine(...)"));
@@ -86,7 +86,7 @@ void Scheduler::check(const std::vector<int32_t>& prompt, const RequestParams& p
 // Tokens it has at most, once it ends.
 int Scheduler::end_length(int prompt_length, const RequestParams& params) const {
   const int most = std::min(options_.max_model_len, options_.kv_cache_tokens);
-  return params.max_tokens > 0 ? std::min(most, prompt_length + params.max_tokens) : most;
+  return params.max_tokens > 0 ? prompt_length + std::min(params.max_tokens, most - prompt_length) : most;  // a sum of both could overflow
 }
 
 Demand Scheduler::demand(int prompt_length, const RequestParams& params) const {
