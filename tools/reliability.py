@@ -83,7 +83,7 @@ def show(chosen, results, kept):
             result = results.get(test)
             if result is None:
                 last = kept.get(test)
-                print(f"{row['id']:5} {test:100} {row['tier']}, last {' '.join(last) if last else 'never run'}")
+                print(f"{row['id']:5} {test:100} not here, last {' '.join(last) if last else 'never run'}")
                 continue
             bad += result != PASSED
             print(f"{row['id']:5} {test:100} {result}")
@@ -105,7 +105,8 @@ def main():
         file = ROOT / "docs/reliability.md"
         file.write_text(page(file.read_text(), rows(), bugs(), rules(), load(WRITTEN)))
         return 0
-    mistakes = wrong_bugs() + [f"{row['id']}: tier must be one of {', '.join(tiers)}, got {row['tier']!r}" for row in chosen if row["tier"] not in tiers]
+    mistakes = wrong_bugs()
+    mistakes += [f"{row['id']}: tier must be one of {', '.join(tiers)}, got {row['tier']!r}" for row in chosen if row["tier"] not in tiers]
     if options.check:
         mistakes += [f"{test}: {why}" for test, why in missing(pytest_nodes()).items()]
         print("\n".join(mistakes) or "all there")

@@ -13,7 +13,8 @@ import time
 
 from paceline import Engine, SamplingParams, demo_pair
 
-PROMPTS = ("import os\nimport sys\n", "class Request:\n    def __init__(self", "def main():\n    parser = argparse.", "return [each for each in")
+PROMPTS = ("import os\nimport sys\n", "class Request:\n    def __init__(self", "def main():\n    parser = argparse.",
+           "return [each for each in")
 ONE_IN_TEN_THOUSAND = 3.89  # two-sided normal deviate
 
 
@@ -49,11 +50,8 @@ def one_window(engine, seed):
 def mistakes_in(windows):
     """windows: what one_window gives, in their order."""
     acceptance, per_cycle, slow = zip(*windows, strict=True)
-    found = []
-    for name, deviate in (("acceptance falls", -trend(acceptance)), ("tokens per cycle fall", -trend(per_cycle)), ("slow cycles get slower", trend(slow))):
-        if deviate > ONE_IN_TEN_THOUSAND:
-            found.append(f"{name}: Mann-Kendall {deviate:.1f}")
-    return found
+    judged = {"acceptance falls": -trend(acceptance), "tokens per cycle fall": -trend(per_cycle), "slow cycles get slower": trend(slow)}
+    return [f"{name}: Mann-Kendall {deviate:.1f}" for name, deviate in judged.items() if deviate > ONE_IN_TEN_THOUSAND]
 
 
 def main():
@@ -68,8 +66,8 @@ def main():
             windows.append(one_window(engine, options.seed + 1000 * len(windows)))
     found = mistakes_in(windows)
     acceptance, per_cycle, slow = (sorted(each)[len(each) // 2] for each in zip(*windows, strict=True))
-    print(json.dumps(dict(run="decay", seed=options.seed, windows=len(windows), acceptance=round(acceptance, 3), tokens_per_cycle=round(per_cycle, 3),
-                          slowest_hundredth_ms=round(slow, 2), mistakes=found)))
+    print(json.dumps(dict(run="decay", seed=options.seed, windows=len(windows), acceptance=round(acceptance, 3),
+                          tokens_per_cycle=round(per_cycle, 3), slowest_hundredth_ms=round(slow, 2), mistakes=found)))
     return bool(found)
 
 
