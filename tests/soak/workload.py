@@ -11,7 +11,7 @@ TAILS = ["def main(argv=None):\n    ", "x = [", "for i in range(", "try:\n    ",
 SAMPLINGS = [
     {}, {"logprobs": 2}, {"temperature": 0.8}, {"temperature": 1.0, "top_p": 0.9, "logprobs": 0}, {"temperature": 1.2, "top_k": 40, "min_p": 0.02},
     {"temperature": 0.7, "repetition_penalty": 1.1, "frequency_penalty": 0.2}, {"stop": ["\n\n", "self"]}, {"temperature": 1.0, "stop": [" = "], "logprobs": 1},
-    {"ignore_eos": True}, {"temperature": 1.0, "min_tokens": 20, "presence_penalty": 0.3}]
+    {"ignore_eos": True}, {"temperature": 1.0, "min_tokens": 1, "presence_penalty": 0.3}]
 
 
 @dataclasses.dataclass(frozen=True)
