@@ -65,7 +65,7 @@ class PluginBackend final : public Backend {
   PluginBackend(const BackendPlugin& plugin, int device) : plugin_(plugin), one_by_one_(graphs_are_off()) {
     check(plugin, plugin.create(device, &handle_));
   }
-  PluginBackend(const BackendPlugin& plugin, void* handle) : plugin_(plugin), handle_(handle), one_by_one_(false) {}
+  PluginBackend(const BackendPlugin& plugin, void* handle) : plugin_(plugin), one_by_one_(false), handle_(handle) {}
   ~PluginBackend() override { plugin_.destroy(handle_); }
 
   std::string description() const override { return plugin_.description(handle_); }
