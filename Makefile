@@ -44,7 +44,7 @@ asan: build/asan/built
 	PACELINE_LAW_N=5000 $(CTEST) --test-dir build/asan --output-on-failure -j $(JOBS) -E '(parity|law)_test_ahead'
 
 # Only what threads share. ThreadSanitizer of gcc 12 wants its addresses where a kernel with much randomisation does not put them.
-TSAN_TESTS := thread_pool_test
+TSAN_TESTS := thread_pool_test engine_thread_test
 FIXED_ADDRESSES := $(shell setarch -R true 2>/dev/null && echo setarch -R)
 tsan: build/tsan/CMakeCache.txt
 	$(CMAKE) --build build/tsan --target $(TSAN_TESTS)

@@ -160,7 +160,7 @@ TEST(max_tokens_against_the_room) {
   for_grid([&](int tau, int accepted, int prompt_length, int batch) {
     if ((prompt_length + accepted) % 4) return;  // every residue and every accepted, a quarter of their pairs
     for (int room = 1; room <= tau + 2; ++room)
-      for (int more : {-1, 0, 1})
+      for (int more : {-1, 0, 1, INT32_MAX - room - 2})  // and as many as an int holds: no sum of lengths may overflow
         check_room(tau, accepted, prompt_length, room, batch, true, more,
                    describe(tau, accepted, prompt_length, batch, room) + message(", max_tokens ", room + more));
   });

@@ -129,7 +129,7 @@ async def short_requests(engine, all_items, count, choose, counts, latencies):
 def endurance(options):
     references, choose = items(min(options.items, 200), 8, options.seed), random.Random(options.seed)
     counts, windows = Counts(), 40
-    with Engine(*demo_pair(), num_speculative_tokens=4, max_num_seqs=PLACES, kv_cache_tokens=KV_TOKENS) as engine:
+    with Engine(*demo_pair(), num_speculative_tokens=TAU, max_num_seqs=PLACES, kv_cache_tokens=KV_TOKENS) as engine:
         async def all_of_it():
             await short_requests(engine, references, options.requests // 10, choose, counts, [])  # caches of every kind fill
             for window in range(windows):

@@ -87,6 +87,9 @@ def _other(front: bytes) -> str:
 
 
 def _parse(path: Path, header: bytes, state: FileState) -> dict[str, StoredTensor]:
+    several = header.count(b'"data_offsets"')  # a tensor each, before time is spent on them
+    if several > MAX_TENSORS:
+        raise ModelFileError(f"{path}: expected at most {MAX_TENSORS} tensors, found {several}")
     entries = parse_object(header, str(path))
     _check_metadata(path, entries.pop("__metadata__", {}))
     if len(entries) > MAX_TENSORS:
