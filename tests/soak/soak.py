@@ -9,6 +9,7 @@ import asyncio
 import gc
 import json
 import os
+import pathlib
 import random
 import statistics
 import sys
@@ -88,7 +89,7 @@ def differential(options):
 
 # ---------------------------------------------------------------------------------------------------- endurance
 def resident():
-    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def slope(xs, ys):
