@@ -49,7 +49,8 @@ class Engine:
         kv_dtype: of both KV caches, "fp32" or "bf16". "auto": fp32 for a target in fp32, else bf16.
         num_speculative_tokens: tau, draft tokens per cycle at most, 0 to 64: requests may ask for fewer, not for more. "auto": 3 with a
             draft, else 0.
-        acceptance: "coupled" (arXiv:2408.07978) or "rejection" (arXiv:2211.17192). Without a draft both are plain decoding.
+        acceptance: "coupled" (arXiv:2408.07978) or "rejection" (arXiv:2211.17192). Without a draft both are plain decoding. Under "rejection"
+            a seed gives the same text again only where the same drafts are proposed: alone, or with the same neighbours at the same time.
         max_model_len: tokens of a sequence at most, prompt included. None: the target's context.
         max_num_seqs: sequences decoding at once, 1 to 256; more wait.
         max_queue: requests that may wait, for a sequence to end or for KV pages, at least 0; one more is a CapacityError. A batch is
