@@ -37,7 +37,7 @@ cpp-test: build/test/built
 
 python-test: .venv/installed .venv/test build/test/built
 	$(BIN)/mypy --strict python/paceline
-	$(BIN)/pytest -q -ra
+	$(BIN)/pytest -q -ra -n $(JOBS) --dist loadfile
 
 # Statistics with few texts: the sanitizers need every path, not the power.
 asan: build/asan/built

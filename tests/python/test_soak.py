@@ -51,7 +51,7 @@ def test_a_leak_is_seen(capsys, monkeypatch):
     real, kept = soak.one_request, []
 
     async def leaking(*arguments, **options):
-        kept.append(bytearray(4000))
+        kept.append(bytearray(40_000))  # more than what other tests have left in the heap
         await real(*arguments, **options)
 
     monkeypatch.setattr(soak, "one_request", leaking)

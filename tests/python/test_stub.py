@@ -43,6 +43,8 @@ def compiled_arguments(method):
     """Argument names of a pybind11 method, read from the signature it writes at the head of its docstring."""
     signature = method.__doc__.splitlines()[0]
     inside, names, depth = signature[signature.index("(") + 1:signature.rindex(")")], [""], 0
+    if not inside:
+        return []
     for character in inside:
         depth += (character in "[(") - (character in "])")
         if character == "," and depth == 0:
@@ -81,7 +83,7 @@ def test_the_stub_is_the_compiled_module():
 
 
 @pytest.mark.parametrize("planted, instead, complaint", [
-    ("def add(self, prompt:", "def add(self, prompts:", "Engine.add: arguments"),
+    ("def check(self, prompt:", "def check(self, prompts:", "Engine.check: arguments"),
     ("min_p: float,\n        repetition_penalty: float", "repetition_penalty: float,\n        min_p: float", "RequestParams.__init__: arguments"),
     ("self,\n        *,\n        num_speculative_tokens", "self,\n        num_speculative_tokens", "EngineOptions.__init__: arguments"),
     ("    tau: int\n", "", "Output: members ['tau']"),
@@ -124,7 +126,7 @@ def test_the_stub_s_options_are_the_fields_of_the_struct(name, header):
 
 
 ENGINE = ["target", "draft", "tokenizer", "device", "dtype", "draft_dtype", "kv_dtype", "num_speculative_tokens", "acceptance",
-          "max_model_len", "max_num_seqs", "kv_cache_tokens", "prefix_cache_bytes", "num_threads", "weights_cache", "warmup"]
+          "max_model_len", "max_num_seqs", "max_queue", "kv_cache_tokens", "prefix_cache_bytes", "num_threads", "weights_cache", "warmup"]
 SAMPLING = {"max_tokens": None, "temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0,
             "presence_penalty": 0.0, "frequency_penalty": 0.0, "logit_bias": None, "seed": None, "stop": None, "stop_token_ids": None,
             "ignore_eos": False, "logprobs": None, "num_speculative_tokens": None}
