@@ -88,8 +88,8 @@ class Scheduler {
   RowsBuffer prefill_rows_, verify_rows_;
   Buffer verify_logits_, verify_logprobs_;          // [verify rows, V]
   Buffer prefill_stamps_;                           // [2] int64, shared: when the last prefill pass began and ended
-  RecentMinimum target_row_seconds_, draft_row_seconds_;  // of prefill passes
-  RecentMinimum plain_pass_seconds_;                // of the target's passes in cycles: few more rows than one cost little more
+  Recent target_row_seconds_, draft_row_seconds_;  // of prefill passes
+  Recent plain_pass_seconds_;                // of the target's passes in cycles: few more rows than one cost little more
   bool draft_is_next_ = true;                       // where both models have prompts to read
   std::deque<std::unique_ptr<Sequence>> waiting_;   // in order of arrival
   std::vector<std::unique_ptr<Sequence>> active_;   // in order of admission

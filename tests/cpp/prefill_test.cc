@@ -1,6 +1,5 @@
 // Prompts beside running streams: one piece of one prompt between two cycles at most, as large as four plain passes cost, and nobody starves.
 #include <algorithm>
-#include <bit>
 #include <chrono>
 
 #include "cpp/scripted_engine.h"
@@ -50,35 +49,36 @@ void work(double seconds) {
 
 TEST(rows_cost_at_most_four_plain_passes) {
   CHECK(rows_beside(0, 0, 256) == 32 && rows_beside(1, 0, 256) == 32 && rows_beside(0, 1, 256) == 32, "before anything is known");
-  CHECK(rows_beside(0.0010, 0.010, 256) == 32);   // 40 would do
-  CHECK(rows_beside(0.0010, 0.016, 256) == 64);   // exactly
-  CHECK(rows_beside(0.0010, 0.0159, 256) == 32);
-  CHECK(rows_beside(0.1000, 0.010, 256) == 8);    // not even one: the least
-  CHECK(rows_beside(0.0001, 1.000, 256) == 256);
-  CHECK(rows_beside(0.0001, 1.000, 100) == 64);   // powers of two
+  CHECK(rows_beside(0.0010, 0.0150, 256) == 40);  // of four passes, 60 rows, three quarters: 45
+  CHECK(rows_beside(0.0010, 0.0162, 256) == 48);
+  CHECK(rows_beside(0.1000, 0.0100, 256) == 8);   // not even one: the least
+  CHECK(rows_beside(0.0001, 1.0000, 256) == 256);
+  CHECK(rows_beside(0.0001, 1.0000, 100) == 96);  // eights
+  CHECK(rows_beside(1e-300, 1.0000, 512) == 512);
   for (int most : {1, 5, 7, 8}) CHECK(rows_beside(0.0001, 1, most) == most && rows_beside(0, 0, most) == most && rows_beside(9, 1, most) == most, most);
   for (int most : {8, 20, 64, 100, 256, 512})
     for (double row = 1e-6; row < 1; row *= 1.3) {
       const double plain = 0.004;
       const int rows = rows_beside(row, plain, most);
-      CHECK(std::has_single_bit(unsigned(rows)) && rows >= 8 && rows <= most, rows, " of ", most);
-      CHECK(rows == 8 || rows * row <= 4 * plain, rows, " rows of ", row, " s are too many");
-      CHECK(2 * rows > most || 2 * rows * row > 4 * plain, rows, " rows of ", row, " s are too few");
+      CHECK(rows % 8 == 0 && rows >= 8 && rows <= most, rows, " of ", most);
+      CHECK(rows == 8 || rows * row <= 3.01 * plain, rows, " rows of ", row, " s are too many");
+      CHECK(rows + 8 > most || (rows + 8) * row > 2.99 * plain, rows, " rows of ", row, " s are too few");
     }
 }
 
-TEST(the_smallest_of_the_last_eight) {
-  RecentMinimum recent;
-  CHECK(recent.value() == 0);
+TEST(the_extremes_of_the_last_eight) {
+  Recent recent;
+  CHECK(recent.least() == 0 && recent.most() == 0, "before the first");
   recent.add(5);
-  CHECK(recent.value() == 5);
-  recent.add(7);
-  recent.add(3);
-  CHECK(recent.value() == 3);
-  for (int i = 0; i < 7; ++i) recent.add(6);
-  CHECK(recent.value() == 3);  // the eighth last
-  recent.add(8);
-  CHECK(recent.value() == 6);
+  CHECK(recent.least() == 5 && recent.most() == 5);
+  for (double value : {3, 9, 4, 4, 4, 4, 4}) recent.add(value);
+  CHECK(recent.least() == 3 && recent.most() == 9);
+  recent.add(4);
+  CHECK(recent.least() == 3 && recent.most() == 9, "the first is forgotten, nothing else");
+  recent.add(4);
+  CHECK(recent.least() == 4 && recent.most() == 9, "3 is forgotten");
+  recent.add(4);
+  CHECK(recent.least() == 4 && recent.most() == 4, "9 is forgotten");
 }
 
 // Streams decode while long prompts come, their drafts' catching up included; the first one never drafts, so somebody always waits. Every stream

@@ -138,7 +138,7 @@ def test_engine_s_arguments_are_those_of_the_design():
     assert [p.name for p in parameters if p.kind is not inspect.Parameter.KEYWORD_ONLY] == ["target", "draft"]
     auto = {"device", "dtype", "draft_dtype", "kv_dtype", "num_speculative_tokens"}
     defaults = {p.name: p.default for p in parameters[1:]}
-    assert defaults == {name: "auto" for name in auto} | {"acceptance": "coupled", "max_num_seqs": 1, "warmup": True} | {
+    assert defaults == {name: "auto" for name in auto} | {"acceptance": "coupled", "max_num_seqs": 1, "max_queue": 1024, "warmup": True} | {
         name: None for name in ("draft", "tokenizer", "max_model_len", "kv_cache_tokens", "prefix_cache_bytes", "num_threads", "weights_cache")}
 
 
