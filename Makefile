@@ -2,7 +2,7 @@
 # make test    all tests, C++ and Python; at most 10 minutes on 2 cores
 # make asan    the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer
 # make tsan    the C++ tests that share things between threads, under ThreadSanitizer
-# make mutants plant every known bug and see its test fail
+# make mutants plant every known bug and see its test fail; MINUTES=15: as many as that time allows
 # make reliability  every row of docs/reliability.md by name: its tests, and what is missing
 # make nightly      what takes longer, bounded to about an hour: fresh seeds, sanitizers, fuzzers, failing allocations, limits, soak
 # make oracle  compare with transformers itself (installs torch)
@@ -51,7 +51,7 @@ tsan: build/tsan/CMakeCache.txt
 	$(FIXED_ADDRESSES) $(CTEST) --test-dir build/tsan --output-on-failure -R '^($(subst $() ,|,$(TSAN_TESTS)))$$'
 
 mutants: .venv/build
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/cpp/mutants.py
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/cpp/mutants.py $(if $(MINUTES),--minutes $(MINUTES))
 
 reliability: .venv/installed .venv/test build/test/built
 	$(BIN)/python tools/reliability.py

@@ -4,14 +4,19 @@ tests/cpp/mutants.toml lists them: a name, the file, the text that is replaced (
 replaces it, the test program that must fail, and how many texts its statistics need (PACELINE_LAW_N) where that matters.
 The sources are copied to build/mutants, once per worker; the tree itself is never touched. Exit status 1 if a mutant survives,
 if one does not compile, or if a test fails without any. The others are still planted after such a one.
+
+With --minutes M no more are planted after that time; which ones came first hangs on what is in the sources, so that every change meets others.
 """
 
+import argparse
 import collections
 import concurrent.futures
 import dataclasses
+import hashlib
 import os
 import pathlib
 import queue
+import random
 import shutil
 import subprocess
 import sys
@@ -98,14 +103,27 @@ def run(*command, check=True):
     return done.stdout[-3000:] + done.stderr[-3000:]
 
 
+def shuffled(mutants):
+    """By the sources: the same ones give the same order."""
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted((ROOT / "csrc").rglob("*")) if path.is_file()))
+    return random.Random(digest.digest()).sample(mutants, len(mutants))
+
+
 def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", help="of the names of those to plant (default all)")
+    parser.add_argument("--minutes", type=float, help="plant no more after that time")
+    options = parser.parse_args()
     mutants = [Mutant(**entry) for entry in tomllib.loads((ROOT / "tests/cpp/mutants.toml").read_text())["mutant"]]
-    chosen = [m for m in mutants if not sys.argv[1:] or any(part in m.name for part in sys.argv[1:])]
+    chosen = [m for m in mutants if not options.parts or any(part in m.name for part in options.parts)]
+    if options.minutes is not None:
+        chosen = shuffled(chosen)
     for mutant in chosen:
         mutant.planted((ROOT / mutant.file).read_text())  # all texts are there, before anything is built
     programs = sorted({parts_of(mutant.test)[1] for mutant in chosen})
     workers = queue.SimpleQueue()
     start = time.monotonic()
+    end = start + 60 * options.minutes if options.minutes is not None else float("inf")
     for index in range(min(len(chosen), os.cpu_count() or 1)):
         workers.put(Worker(index, programs))
     print(f"{len(chosen)} mutants, built in {time.monotonic() - start:.0f} s", flush=True)
@@ -123,11 +141,17 @@ def main():
             if not passed:
                 raise SystemExit(f"{test} fails without a mutant: {said}")
         fates = collections.Counter()
-        for mutant, (fate, said) in zip(chosen, pool.map(lambda m: with_worker(lambda w: w.fate(m)), chosen), strict=True):
+
+        def fate_of(mutant):
+            return with_worker(lambda w: w.fate(mutant)) if time.monotonic() < end else ("not planted", "")
+
+        for mutant, (fate, said) in zip(chosen, pool.map(fate_of, chosen), strict=True):
             fates[fate] += 1
-            print(f"{fate:8}  {mutant.name:60} {mutant.test:45} {said}", flush=True)
-    print(f"{fates['killed']} killed, {fates['SURVIVES']} survived, {fates['BROKEN']} broken, {time.monotonic() - start:.0f} s")
-    return fates["killed"] < len(chosen)
+            if fate != "not planted":
+                print(f"{fate:8}  {mutant.name:60} {mutant.test:45} {said}", flush=True)
+    late = f", {fates['not planted']} not planted: their time was over" if fates["not planted"] else ""
+    print(f"{fates['killed']} killed, {fates['SURVIVES']} survived, {fates['BROKEN']} broken{late}, {time.monotonic() - start:.0f} s")
+    return fates["SURVIVES"] + fates["BROKEN"] > 0 or not fates["killed"]
 
 
 if __name__ == "__main__":

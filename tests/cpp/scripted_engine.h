@@ -4,14 +4,27 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <optional>
 
+#include "backend/cpu/cpu_backend.h"
 #include "cpp/scripted_model.h"
 #include "cpp/test.h"
 
 namespace paceline::test {
 
-inline std::shared_ptr<Backend> scripted_backend() {
-  static std::shared_ptr<Backend> shared = make_cpu_backend(1, "");
+// The CPU's, whose clock a test may set.
+class ScriptedBackend final : public cpu::CpuBackend {
+ public:
+  using CpuBackend::CpuBackend;
+  void timestamp(int64_t* nanoseconds) override {
+    if (now) *nanoseconds = *now;
+    else CpuBackend::timestamp(nanoseconds);
+  }
+  std::optional<int64_t> now;
+};
+
+inline const std::shared_ptr<ScriptedBackend>& scripted_backend() {
+  static const auto shared = std::make_shared<ScriptedBackend>(1, "");
   return shared;
 }
 

@@ -53,7 +53,7 @@ struct AttentionWork {
   void for_each_task(Body body) const;
 };
 
-class CpuBackend final : public Backend {
+class CpuBackend : public Backend {
  public:
   CpuBackend(int num_threads, const std::string& level);
 
