@@ -96,6 +96,7 @@ def report(alone, beside, stats, one_pass, options):
     bound = alone.ms(0.5) + 4e3 * one_pass
     print(f"* p99 beside them {beside.ms(0.99):.2f} ms; median alone and a chunk of four passes of {1e3 * one_pass:.2f} ms: {bound:.2f} ms: "
           f"{'holds' if beside.ms(0.99) <= bound else 'MISSED'}")
+    return beside.ms(0.99) <= bound
 
 
 def main():
@@ -121,8 +122,8 @@ def main():
                 max_num_seqs=options.streams + 1, max_model_len=options.most + 128, num_threads=options.threads,
                 kv_cache_tokens=(options.streams + 1) * (options.most + 128)) as engine:
             print(f"`python bench/load.py {' '.join(sys.argv[1:])}`, {datetime.date.today()}, {machine_name()}, {engine.info['device']}\n")
-            report(*asyncio.run(measure(engine, options, engine.info["vocab_size"])), options)
+            return 0 if report(*asyncio.run(measure(engine, options, engine.info["vocab_size"])), options) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

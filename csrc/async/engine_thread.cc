@@ -2,7 +2,6 @@
 
 #include <pthread.h>
 
-#include <algorithm>
 #include <system_error>
 
 #include "core/no_signals.h"
@@ -78,24 +77,36 @@ std::vector<std::shared_ptr<Submission>> EngineThread::submit(std::vector<Wanted
   if (submissions.empty()) return submissions;
   const std::lock_guard lock(mutex_);
   check_alive();
-  const int queued = queued_now(engine->capacity().sequences);
+  const int queued = queued_now(engine->capacity());
   if (!(taken_ + submissions.front()->demand).fits(engine->capacity()) && queued >= max_queue_)
     throw CapacityError(message("[generate] ", queued, " requests wait already and max_queue = ", max_queue_,
                                 ": come back later, or raise max_queue in Engine(...)"));
-  for (const auto& each : submissions) {
-    unfinished_.insert(each);
-    taken_ += each->demand;
-    inbox_.push_back({each, nullptr});
-    ++coming_;
+  const size_t jobs = inbox_.size(), coming = coming_.size();
+  try {
+    for (const auto& each : submissions) {
+      unfinished_.insert(each);
+      coming_.push_back(each->demand);
+      inbox_.push_back({each, nullptr});
+    }
+  } catch (...) {  // no memory: none of them has come
+    for (const auto& each : submissions) unfinished_.erase(each);
+    coming_.erase(coming_.begin() + coming, coming_.end());
+    inbox_.erase(inbox_.begin() + jobs, inbox_.end());
+    throw;
   }
+  for (const auto& each : submissions) taken_ += each->demand;
   changed_->notify_one();
   return submissions;
 }
 
-// Requests that wait: those of the scheduler, and those of the inbox for which it has no slot free.
-int EngineThread::queued_now(int slots) const {
-  const int running = int(unfinished_.size()) - waiting_ - coming_;
-  return waiting_ + std::max(0, coming_ - (waiting_ ? 0 : slots - running));
+// Requests that wait: those of the scheduler, and what came since from the first on that does not fit beside all that run.
+int EngineThread::queued_now(const Demand& capacity) const {
+  Demand used = taken_;
+  for (const Demand& each : coming_) used -= each;
+  size_t start = 0;
+  if (waiting_ == 0)
+    for (; start < coming_.size() && (used + coming_[start]).fits(capacity); ++start) used += coming_[start];
+  return waiting_ + int(coming_.size() - start);
 }
 
 std::shared_ptr<Call> EngineThread::call(std::function<void(Engine&)> body) {
@@ -125,10 +136,11 @@ void EngineThread::close() {
     changed_->notify_one();
   }
   thread_.join();
-  end_all(std::make_exception_ptr(std::runtime_error("[Engine] the engine is closed")));
+  end_all(closed_);
   by_request_.clear();
+  std::shared_ptr<Engine> last;  // goes after the lock: what it frees may want locks of others
   const std::lock_guard lock(mutex_);
-  engine_.reset();
+  last.swap(engine_);
 }
 
 // ---------------------------------------------------------------------------------------------------- the thread
@@ -136,19 +148,19 @@ void EngineThread::work() noexcept {
   pthread_setname_np(pthread_self(), "paceline");
   try {
     while (wait_for_work()) {
-      int taken_in = 0;
+      size_t taken_in = 0;
       for (; !jobs_.empty(); jobs_.pop_front()) taken_in += take_in(jobs_.front());
       pass_on_cancels();
       if (engine_->idle()) continue;
       deliver(engine_->step());
       const std::lock_guard lock(mutex_);
       waiting_ = engine_->waiting();
-      coming_ -= taken_in;
+      coming_.erase(coming_.begin(), coming_.begin() + taken_in);
     }
   } catch (const EngineDead&) {
     end_all(std::current_exception());
-  } catch (const std::exception& error) {  // no memory for what a step gave
-    end_all(std::make_exception_ptr(EngineDead(std::string("[Engine] the engine cannot go on, build a new one: ") + error.what())));
+  } catch (...) {  // no memory for what a step gave: the core throws nothing else here
+    end_all(no_memory_);
   }
 }
 
@@ -184,11 +196,16 @@ void EngineThread::deliver(std::vector<Output> outputs) {
   for (Output& output : outputs) {
     const auto found = by_request_.find(output.request);
     const auto submission = found->second;
-    if (output.finish != FinishReason::none) {
-      by_request_.erase(found);
-      forget(submission);
+    try {
+      if (output.finish != FinishReason::none) {
+        by_request_.erase(found);
+        forget(submission);
+      }
+      submission->put(std::move(output));
+    } catch (...) {
+      submission->fail(no_memory_);  // nobody else knows it any more
+      throw;
     }
-    submission->put(std::move(output));
   }
 }
 
@@ -200,7 +217,7 @@ void EngineThread::forget(const std::shared_ptr<Submission>& submission) {
   stats_ = engine_->stats();
 }
 
-void EngineThread::end_all(std::exception_ptr cause) noexcept {
+void EngineThread::end_all(const std::exception_ptr& cause) noexcept {
   const std::lock_guard lock(mutex_);
   ended_ = cause;
   for (std::deque<Job>* jobs : {&jobs_, &inbox_}) {
@@ -210,6 +227,7 @@ void EngineThread::end_all(std::exception_ptr cause) noexcept {
   }
   for (const auto& each : unfinished_) each->fail(cause);
   unfinished_.clear();
+  coming_.clear();
   taken_ = {};
 }
 

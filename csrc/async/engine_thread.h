@@ -55,6 +55,8 @@ class EngineThread {
   // The thread ends after the step it is in, the memory is given back, and whoever still waits gets "the engine is closed".
   void close();
 
+  // Whether this is a forked child's copy: it must not even be destroyed, since its thread may have been in the middle of a change.
+  bool is_left_behind() const { return process_.is_child(); }
   // What never changes of it may be asked on any thread.
   std::shared_ptr<const Engine> engine() const { return alive(); }
 
@@ -69,12 +71,16 @@ class EngineThread {
   void pass_on_cancels();
   void deliver(std::vector<Output> outputs);
   void forget(const std::shared_ptr<Submission>& submission);
-  void end_all(std::exception_ptr cause) noexcept;
-  int queued_now(int slots) const;
+  void end_all(const std::exception_ptr& cause) noexcept;
+  int queued_now(const Demand& capacity) const;
   void check_alive() const;
   std::shared_ptr<Engine> alive() const;
 
   const Process process_;
+  // Made while there is memory: what they tell of may be that there is none.
+  const std::exception_ptr closed_ = std::make_exception_ptr(std::runtime_error("[Engine] the engine is closed"));
+  const std::exception_ptr no_memory_ =
+      std::make_exception_ptr(EngineDead("[Engine] the engine cannot go on, build a new one: memory ran out (std::bad_alloc)"));
   std::shared_ptr<Engine> engine_;
   const int max_queue_;
   const std::shared_ptr<std::atomic<int>> cancels_ = std::make_shared<std::atomic<int>>(0);
@@ -87,7 +93,7 @@ class EngineThread {
   std::unordered_set<std::shared_ptr<Submission>> unfinished_;
   Demand taken_;         // by all unfinished
   int waiting_ = 0;      // in the scheduler, after its last step
-  int coming_ = 0;       // not in the scheduler yet, or only since that step
+  std::deque<Demand> coming_;  // of those not in the scheduler yet, or only since that step
   RequestStats stats_;
   bool stopping_ = false;
   std::exception_ptr ended_;  // the thread takes no more jobs because of it

@@ -1,5 +1,7 @@
 #include "async/submission.h"
 
+#include <utility>
+
 namespace paceline {
 namespace {
 
@@ -45,9 +47,9 @@ bool Submission::done() const {
 void Submission::ring(std::shared_ptr<Bell> bell, Until until) {
   process_.check();
   const std::lock_guard lock(mutex_);
+  if (may_take(until)) return bell->ring(serial);
   bell_ = std::move(bell);
   bell_for_ = until;
-  if (may_take(until)) bell_->ring(serial);
 }
 
 void Submission::cancel() noexcept {
@@ -72,7 +74,7 @@ void Submission::fail(std::exception_ptr cause) noexcept {
 
 void Submission::announce(bool end) {
   if (end || takers_) changed_->notify_all();
-  if (bell_ && (end || bell_for_ == Until::something)) bell_->ring(serial);
+  if (bell_ && (end || bell_for_ == Until::something)) std::exchange(bell_, nullptr)->ring(serial);
 }
 
 }  // namespace paceline

@@ -33,7 +33,7 @@ class Submission {
   bool ready() const;
   // Nothing more will be given; what was may still be there to take.
   bool done() const;
-  // From now on `bell` rings whenever there may be something to take, or only at the end; at once if it is so already.
+  // `bell` rings once, when there may be something to take, or only at the end; at once if it is so already.
   void ring(std::shared_ptr<Bell> bell, Until until);
   // The engine ends it at its next step, with what it has. Safe anywhere, destructors included.
   void cancel() noexcept;
@@ -41,6 +41,7 @@ class Submission {
   // The engine thread.
   void put(Output&& output);
   void fail(std::exception_ptr cause) noexcept;
+  bool is_left_behind() const { return process_.is_child(); }
   bool is_cancelled() const noexcept { return cancelled_.load(std::memory_order_acquire); }
 
   const int64_t serial;  // its own in this process
@@ -59,7 +60,7 @@ class Submission {
   bool last_ = false;           // the last output has been put
   std::exception_ptr cause_;    // or this ended it
   int takers_ = 0;              // waiting for something: whoever waits for the end sleeps on
-  std::shared_ptr<Bell> bell_;
+  std::shared_ptr<Bell> bell_;  // nobody's once it has rung
   Until bell_for_ = Until::something;
   std::atomic<bool> cancelled_{false};
   const std::shared_ptr<std::atomic<int>> cancels_;  // the engine thread looks for cancelled requests when this is not 0

@@ -58,6 +58,8 @@ class Locked {
 template <class T>
 struct UnlockedDelete {
   void operator()(T* object) const {
+    if constexpr (requires { object->is_left_behind(); })
+      if (object->is_left_behind()) return;  // a forked child's copy
     if (!PyGILState_Check()) {
       delete object;
       return;
@@ -187,7 +189,9 @@ struct SubmissionHandle {
   explicit SubmissionHandle(std::shared_ptr<Submission> of) : submission(std::move(of)) {}
   SubmissionHandle(SubmissionHandle&&) = default;
   ~SubmissionHandle() {
-    if (submission) submission->cancel();
+    if (!submission) return;
+    submission->cancel();
+    if (submission->is_left_behind()) new std::shared_ptr<Submission>(std::move(submission));  // a forked child's copy: never destroyed
   }
   std::shared_ptr<Submission> submission;
 };
@@ -197,6 +201,7 @@ std::vector<SubmissionHandle> submit(EngineThread& self, std::vector<std::pair<s
     std::vector<EngineThread::Wanted> all;
     for (auto& [prompt, params] : wanted) all.push_back({std::move(prompt), std::move(params)});
     std::vector<SubmissionHandle> handles;
+    handles.reserve(all.size());  // from here on nothing that runs is without a handle
     for (auto& each : self.submit(std::move(all))) handles.emplace_back(std::move(each));
     return handles;
   });
@@ -352,15 +357,17 @@ void bind_engine(py::module_& m) {
       .def(py::init([](const BackendHandle& backend, std::shared_ptr<Weights> target, std::shared_ptr<Weights> draft,
                        const EngineOptions& options, int max_queue) {
              const Unlocked unlocked;
-             return shared(new EngineThread(std::make_shared<Engine>(backend.backend, std::move(target), std::move(draft), options), max_queue));
+             return shared(new EngineThread(shared(new Engine(backend.backend, std::move(target), std::move(draft), options)), max_queue));
            }), "backend"_a, "target"_a, "draft"_a, "options"_a, "max_queue"_a)
       .def("check", &EngineThread::check, "prompt"_a, "params"_a)
       .def("submit", &submit, "wanted"_a)
       .def("verify", &verify, "prefix"_a, "drafts"_a)
       .def("stats", &EngineThread::stats)
       .def("profile", [](EngineThread& self, bool on) {
-             const auto call = self.call([on](Engine& engine) { engine.profile(on); });
-             wait_for([&](std::chrono::nanoseconds at_most) { return call->wait(at_most); }, std::nullopt);
+             with_the_end_in_mind([&] {
+               const auto call = self.call([on](Engine& engine) { engine.profile(on); });
+               wait_for([&](std::chrono::nanoseconds at_most) { return call->wait(at_most); }, std::nullopt);
+             });
            }, "on"_a)
       .def("close", [](EngineThread& self) {
              const Unlocked unlocked;

@@ -15,9 +15,8 @@ class LoopBell:
         loop.add_reader(self._bell.descriptor, self._wake)
 
     async def wait(self, submission: _core.Submission, whole: bool) -> None:
-        """Until the submission may have something to take, or with `whole` its last. One coroutine at a time for each."""
-        if submission.serial in self._waiting:
-            raise RuntimeError("[Request] is being read by another coroutine")
+        """Until the submission may have something to take, or with `whole` its last. One coroutine at a time for each, which the caller
+        sees to."""
         future = asyncio.get_running_loop().create_future()
         self._waiting[submission.serial] = future
         submission.ring(self._bell, whole)  # at once, if there is something already

@@ -8,7 +8,7 @@ from typing import Any
 
 from paceline import _core
 from paceline.event_loop import bell_of_this_loop
-from paceline.results import Chunk, GenerationResult, Stats, TokenLogprob, logprobs_of
+from paceline.results import Chunk, GenerationResult, Stats, TokenLogprob, logprobs_of, stop_reason_of
 from paceline.sampling_params import SamplingParams
 from paceline.tokenizer import TextStream
 
@@ -29,6 +29,7 @@ class Request(Iterator[Chunk], AsyncIterator[Chunk]):
         self._params = params
         self._decoder = TextStream(token_bytes, params._stop_bytes()) if token_bytes else None
         self._consuming = threading.Lock()
+        self._awaited_for = False  # by a coroutine, of whatever loop
         self._last: _core.Output | None = None  # of all, once it has been taken
         self._text: list[str] = []
         self._token_ids: list[int] = []
@@ -82,6 +83,8 @@ class Request(Iterator[Chunk], AsyncIterator[Chunk]):
         try:
             while self._last is None:
                 output = self._submission.take(True, None if deadline is None else max(0.0, deadline - time.monotonic()))
+                if output is None and self._submission.done():
+                    raise RuntimeError("[Request] an interrupt came between its last output and its reader: the output is lost")
                 if output is None:
                     raise TimeoutError(f"[Request] not done within {timeout} seconds")
                 self._take_in(output)
@@ -105,24 +108,29 @@ class Request(Iterator[Chunk], AsyncIterator[Chunk]):
             if not self._consuming.acquire(blocking=False):
                 raise RuntimeError("[Request] is being read by a thread: a coroutine must not wait for it")
             try:
+                if self._awaited_for:
+                    raise RuntimeError("[Request] is being read by another coroutine")
                 if self._last is not None:
                     return None
                 output = self._submission.take(whole, 0.0)
                 if output is not None:
                     return output, self._take_in(output)
+                self._awaited_for = True
             finally:
                 self._consuming.release()
-            await bell.wait(self._submission, whole)
+            try:
+                await bell.wait(self._submission, whole)
+            finally:
+                self._awaited_for = False
 
     def _chunk(self, output: _core.Output, text: str) -> Chunk:
         if output.finish_reason == "error":
             raise _core.NumericError(output.error)
-        stop = output.stop_reason
         return Chunk(
             text=text, token_ids=tuple(output.token_ids), logprobs=None if self._params.logprobs is None else logprobs_of(output),
             num_cycles=output.cycles, num_draft_tokens=output.tau, num_accepted_draft_tokens=output.accepted,
             verify_time=output.verify_time, sample_time=output.sample_time,
-            finish_reason=output.finish_reason or None, stop_reason=stop.decode() if isinstance(stop, bytes) else stop,
+            finish_reason=output.finish_reason or None, stop_reason=stop_reason_of(output),
             stats=Stats._of(output.stats) if output.stats else None)
 
     def _take_in(self, output: _core.Output) -> str:
@@ -143,11 +151,10 @@ class Request(Iterator[Chunk], AsyncIterator[Chunk]):
     def _result(self) -> GenerationResult:
         last = self._last
         assert last is not None and last.stats is not None and last.finish_reason != "" and self._params.seed is not None
-        stop = last.stop_reason
         return GenerationResult(
             text="".join(self._text), token_ids=tuple(self._token_ids), prompt_token_ids=self._prompt,
             logprobs=None if self._params.logprobs is None else tuple(self._logprobs), finish_reason=last.finish_reason,
-            stop_reason=stop.decode() if isinstance(stop, bytes) else stop, seed=self._params.seed, stats=Stats._of(last.stats),
+            stop_reason=stop_reason_of(last), seed=self._params.seed, stats=Stats._of(last.stats),
             error=last.error or None)
 
 

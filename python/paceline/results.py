@@ -132,3 +132,7 @@ def logprobs_of(output: _core.Output) -> tuple[TokenLogprob, ...]:
         TokenLogprob(token, logprob, tuple(top))
         for token, logprob, top in zip(output.token_ids, output.logprobs, output.top_logprobs, strict=True))
 
+
+def stop_reason_of(output: _core.Output) -> int | str | None:
+    stop = output.stop_reason
+    return stop.decode() if isinstance(stop, bytes) else stop

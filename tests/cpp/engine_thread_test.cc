@@ -40,9 +40,10 @@ RequestParams params_of(int max_tokens) {
 }
 
 struct Served {
-  explicit Served(int max_queue = 1000, int scripts_ = 8, int slots = kSlots) : all(scripts(scripts_)) {
+  explicit Served(int max_queue = 1000, int scripts_ = 8, int slots = kSlots, int kv_cache_tokens = 0) : all(scripts(scripts_)) {
     ScriptedOptions options = options_of(kVocab, kTau, slots, kMaxLen);
     options.engine.debug_hash = false;
+    if (kv_cache_tokens) options.engine.kv_cache_tokens = kv_cache_tokens;
     const auto model = [&](ScriptedModel::Role role) {
       return std::make_unique<ScriptedModel>(*scripted_backend(), role, all, kVocab, Engine::limits_of(options.engine, 1 << 20));
     };
@@ -56,8 +57,9 @@ struct Served {
   // The thread stands still in the middle of a pass until this is let go. Before the first request only.
   std::unique_lock<std::mutex> hold() {
     target->before_forward = [this] {
-      ++entered;
+      const int pass = ++entered;
       const std::lock_guard wait(gate);
+      if (pass == fail_at) throw DeviceError("the ninth pass");
     };
     return std::unique_lock(gate);
   }
@@ -65,6 +67,7 @@ struct Served {
   std::shared_ptr<Scripts> all;
   ScriptedModel* target;
   std::mutex gate;
+  int fail_at = 0;              // set before the first request
   std::atomic<int> entered{0};  // passes that stand there, or have gone on
   std::optional<EngineThread> thread;
 };
@@ -226,6 +229,18 @@ TEST(the_queue_is_bounded_and_a_batch_enters_whole) {
   CHECK(served.thread->stats().num_requests == int64_t(1 + queued.size() + 9), "a refused request was counted");
 }
 
+// Slots are free, pages are not: what does not fit beside those that run waits, and counts.
+TEST(pages_bound_the_queue_as_well) {
+  Served served(1, 8, 6, 400);
+  auto held = served.hold();
+  std::vector<std::shared_ptr<Submission>> all{served.submit(0, 4, 390)};  // nearly all pages
+  while (!served.entered) std::this_thread::yield();
+  all.push_back(served.submit(1, 4, 390));
+  CHECK_THROWS(served.submit(2, 4, 390), CapacityError, "max_queue = 1");
+  held.unlock();
+  for (const auto& each : all) CHECK(the_end(*each).finish == FinishReason::length, "who was taken");
+}
+
 TEST(without_a_queue_only_what_can_start_is_taken) {
   Served served(0, 8, 2);
   auto held = served.hold();
@@ -307,15 +322,11 @@ TEST(a_call_that_cannot_be_made_says_why) {
 
 TEST(a_step_that_fails_ends_everybody_with_the_first_cause) {
   Served served;
+  served.fail_at = 9;
   auto held = served.hold();
   std::vector<std::shared_ptr<Submission>> all;
   for (int i = 0; i < 6; ++i) all.push_back(served.submit(i, 4, 390));
   const auto call = served.thread->call([](Engine&) {});
-  std::atomic<int> passes{0};
-  served.target->before_forward = [&] {
-    const std::lock_guard wait(served.gate);
-    if (++passes == 9) throw DeviceError("the ninth pass");
-  };
   held.unlock();
   for (const auto& each : all) CHECK_THROWS(read_all(*each), EngineDead, "the ninth pass");
   CHECK(all[0]->done() && all[5]->done(), "done");

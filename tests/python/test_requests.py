@@ -226,6 +226,29 @@ def test_one_reader_at_a_time(engine):
     reader.join(20)
 
 
+def test_two_loops_do_not_wait_for_one_request(engine):
+    request, refused = engine.submit(PROMPT, max_tokens=400, ignore_eos=True), threading.Event()
+
+    async def second():
+        while True:
+            try:
+                return await request
+            except RuntimeError as error:
+                assert "is being read by another coroutine" in str(error)
+                refused.set()
+                return None
+
+    async def first():
+        waiting = asyncio.ensure_future(request._awaited())
+        await asyncio.sleep(0)
+        other = threading.Thread(target=lambda: asyncio.run(second()))
+        other.start()
+        other.join(20)
+        return await waiting
+
+    assert len(asyncio.run(asyncio.wait_for(first(), 60)).token_ids) == 400 and refused.is_set()
+
+
 def test_a_numeric_error_is_raised_where_it_is_read(tmp_path):
     from test_engine_api import overflowing
     with Engine(overflowing(tmp_path / "target")) as engine:

@@ -249,3 +249,28 @@ def test_signals_are_the_programs_own():
         masks = [text.split("SigBlk:")[1].split()[0] for text in status]
         blockable = sum(1 << (number - 1) for number in signal.valid_signals() if number not in (signal.SIGKILL, signal.SIGSTOP))
         assert len(masks) == 2 and all(int(mask, 16) & blockable == blockable for mask in masks)
+
+
+def test_closing_frees_mapped_weights_while_others_ask(tmp_path):
+    """Their memory is Python's: whoever frees it wants the GIL, and must hold nothing that somebody with the GIL waits for."""
+    for _ in range(4):
+        engine = Engine(*demo_pair(), weights_cache=tmp_path, warmup=False)
+        request, asked = engine.submit(PROMPT, max_tokens=400, ignore_eos=True), threading.Event()
+
+        def ask(engine=engine, asked=asked):
+            try:
+                while True:
+                    engine.stats()
+                    asked.set()
+            except RuntimeError:
+                pass
+
+        threads = [threading.Thread(target=ask, daemon=True) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        asked.wait(20)
+        engine.close()
+        for thread in threads:
+            thread.join(20)
+            assert not thread.is_alive()
+        assert request.done()

@@ -50,10 +50,11 @@ async def one_request(engine, item, choose, counts, longest):
                 break
         request.cancel()
     elif fate < 0.6:
-        last = time.perf_counter()
+        last = None
         async for _ in request:
             now = time.perf_counter()
-            counts.gaps.append(now - last)
+            if last is not None:
+                counts.gaps.append(now - last)
             last = now
     result = await request
     counts.tokens += len(result.token_ids)

@@ -35,6 +35,8 @@ class Item:
             want = min(max_tokens, len(self.token_ids))
             if length != want:
                 found.append(f"{length} tokens instead of {want}")
+            if length == len(self.token_ids) and self.finish_reason == "stop" != finish_reason:
+                found.append(f"ended by {finish_reason} where plain decoding stops")
             if finish_reason == "stop" and (self.finish_reason != "stop" or length != len(self.token_ids)):
                 found.append("stopped where plain decoding does not")
         return found
