@@ -3,7 +3,7 @@
 # make asan    the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer
 # make tsan    the C++ tests that share things between threads, under ThreadSanitizer
 # make mutants plant every known bug and see its test fail; MINUTES=15: as many as that time allows
-# make reliability  every row of docs/reliability.md by name: its tests, and what is missing
+# make reliability  every row of docs/reliability.md by name: its tests, and what is missing (about ten minutes); ROWS="MF1 KV" for some
 # make nightly      what takes longer, bounded to about an hour: fresh seeds, sanitizers, fuzzers, failing allocations, limits, soak
 # make oracle  compare with transformers itself (installs torch)
 # make bench-kernels  time of all weight matrices against the machine's limits
@@ -54,7 +54,7 @@ mutants: .venv/build
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/cpp/mutants.py $(if $(MINUTES),--minutes $(MINUTES))
 
 reliability: .venv/installed .venv/test build/test/built
-	$(BIN)/python tools/reliability.py
+	$(BIN)/python tools/reliability.py $(ROWS)
 
 nightly: .venv/installed .venv/test build/test/built
 	$(BIN)/python tools/nightly.py

@@ -273,7 +273,8 @@ def render_messages(where: str, name: str, messages: Sequence[Any], tokenizer: T
     """Messages as the text that the model was trained on. options: of ChatTemplate.render."""
     words = _with_tokenizer(tokenizer, "messages", where, name)
     if words.chat_template is None:
-        raise ValueError(f"[{where}] {name} must be text or token ids, since there is no chat template beside {words.source} "
+        instead = "text or token ids" if name == "prompt" else "for a model that brings a template"
+        raise ValueError(f"[{where}] {name} must be {instead}, since there is no chat template beside {words.source} "
                          "(chat_template.jinja, or chat_template in tokenizer_config.json), got messages")
     return words.chat_template.render(where, name, messages, **options)
 

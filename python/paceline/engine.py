@@ -75,6 +75,8 @@ class Engine:
 
         Raises ValueError (arguments), ModelFileError (files), CapacityError (memory), RuntimeError (device).
         """
+        if not isinstance(warmup, bool):
+            checks.refuse("Engine", "warmup", "a bool", warmup)
         settings = resolve(
             target=target, draft=draft, tokenizer=tokenizer, device=device, dtype=dtype, draft_dtype=draft_dtype, kv_dtype=kv_dtype,
             num_speculative_tokens=num_speculative_tokens, acceptance=acceptance, max_model_len=max_model_len, max_num_seqs=max_num_seqs,
@@ -199,6 +201,7 @@ class Engine:
         return "Engine(" + ", ".join(f"{name}={self.info[name]!r}" for name in shown) + ")"
 
     def __enter__(self) -> "Engine":
+        self._core.stats()  # a closed one says so
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncIterator, Generator, Iterator, Sequence
 from typing import Any
 
-from paceline import _core
+from paceline import _core, checks
 from paceline.event_loop import bell_of_this_loop
 from paceline.results import Chunk, GenerationResult, Stats, TokenLogprob, logprobs_of, stop_reason_of
 from paceline.sampling_params import SamplingParams
@@ -35,6 +35,10 @@ class Request(Iterator[Chunk], AsyncIterator[Chunk]):
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprob] = []
 
+    def __repr__(self) -> str:
+        state = f"ended by {self._last.finish_reason}" if self._last else "done" if self._submission.done() else "running or waiting"
+        return f"Request({len(self._prompt)} prompt tokens, {len(self._token_ids)} tokens read, {state})"
+
     def cancel(self) -> None:
         """End it within a cycle, with what it has and finish_reason "cancelled"; nothing happens where it has ended. Returns at once."""
         self._submission.cancel()
@@ -50,7 +54,8 @@ class Request(Iterator[Chunk], AsyncIterator[Chunk]):
     def result(self, timeout: float | None = None) -> GenerationResult:
         """Everything, once it is done.
 
-        timeout: seconds to wait at most; None: for ever. Raises TimeoutError, and the request goes on; NumericError (the target gave NaN or
+        timeout: seconds to wait at most, at least 0; None: for ever. Raises TimeoutError, and the request goes on (`asyncio.wait_for(request,
+        ...)`, which cancels what it waits for, ends it); NumericError (the target gave NaN or
         an infinity, or the processors left no token); RuntimeError (the engine was closed); EngineDead.
         """
         return _unless_failed(self._whole_result(timeout))
@@ -77,8 +82,12 @@ class Request(Iterator[Chunk], AsyncIterator[Chunk]):
 
     def _whole_result(self, timeout: float | None = None) -> GenerationResult:
         """As `result`, but an error of the model is in the result."""
+        if timeout is not None:
+            timeout = checks.real("Request", "timeout", timeout)
+            if not timeout >= 0:
+                checks.refuse("Request", "timeout", "at least 0 or None", timeout)
         deadline = None if timeout is None else time.monotonic() + timeout
-        if not self._consuming.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
+        if not self._consuming.acquire(timeout=-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX)):
             raise TimeoutError(f"[Request] not done within {timeout} seconds: another thread is reading it")
         try:
             while self._last is None:

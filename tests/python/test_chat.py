@@ -275,7 +275,7 @@ def test_without_a_template_or_a_tokenizer_it_says_so(tmp_path):
     with Engine(demo_pair()[0], warmup=False) as engine:
         with pytest.raises(ValueError, match=r"^\[generate\] prompt must be text or token ids, since there is no chat template beside .*tokenizer.json "):
             engine.generate(MESSAGES)
-        with pytest.raises(ValueError, match=r"^\[apply_chat_template\] messages must be text or token ids, since there is no chat template"):
+        with pytest.raises(ValueError, match=r"^\[apply_chat_template\] messages must be for a model that brings a template, since there is no chat template"):
             engine.apply_chat_template(MESSAGES)
     target = shutil.copytree(demo_pair()[0], tmp_path / "target", ignore=shutil.ignore_patterns("tokenizer.json"))
     with Engine(target, warmup=False) as engine:
