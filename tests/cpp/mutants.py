@@ -5,7 +5,7 @@ replaces it, the test program that must fail, and how many texts its statistics 
 The sources are copied to build/mutants, once per worker; the tree itself is never touched. Exit status 1 if a mutant survives,
 if one does not compile, or if a test fails without any. The others are still planted after such a one.
 
-With --minutes M no more are planted after that time; which ones came first hangs on what is in the sources, so that every change meets others.
+With --minutes M no more are planted M minutes after the first; which ones came first hangs on what is in the sources, so that every change meets others.
 """
 
 import argparse
@@ -112,7 +112,7 @@ def shuffled(mutants):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", help="of the names of those to plant (default all)")
-    parser.add_argument("--minutes", type=float, help="plant no more after that time")
+    parser.add_argument("--minutes", type=float, help="plant no more that long after the first")
     options = parser.parse_args()
     mutants = [Mutant(**entry) for entry in tomllib.loads((ROOT / "tests/cpp/mutants.toml").read_text())["mutant"]]
     chosen = [m for m in mutants if not options.parts or any(part in m.name for part in options.parts)]
@@ -123,7 +123,6 @@ def main():
     programs = sorted({parts_of(mutant.test)[1] for mutant in chosen})
     workers = queue.SimpleQueue()
     start = time.monotonic()
-    end = start + 60 * options.minutes if options.minutes is not None else float("inf")
     for index in range(min(len(chosen), os.cpu_count() or 1)):
         workers.put(Worker(index, programs))
     print(f"{len(chosen)} mutants, built in {time.monotonic() - start:.0f} s", flush=True)
@@ -141,6 +140,7 @@ def main():
             if not passed:
                 raise SystemExit(f"{test} fails without a mutant: {said}")
         fates = collections.Counter()
+        end = time.monotonic() + 60 * options.minutes if options.minutes is not None else float("inf")
 
         def fate_of(mutant):
             return with_worker(lambda w: w.fate(mutant)) if time.monotonic() < end else ("not planted", "")
