@@ -35,7 +35,7 @@ inline std::vector<Text> decode(const std::shared_ptr<Weights>& target, const st
   options.max_num_seqs = batch;
   options.kv_dtype = target->dtype() == DType::fp32 ? DType::fp32 : DType::bf16;
   options.kv_cache_tokens = batch * options.max_model_len;
-  options.prefill_chunk = prefill_chunk;
+  options.prefill_chunk = options.prefill_chunk_beside = prefill_chunk;  // when drafts begin must not hang on how fast this machine is
   options.acceptance = acceptance;
   options.debug_hash = true;
   options.cycles_in_flight = cycles_in_flight();

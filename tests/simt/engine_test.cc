@@ -82,7 +82,7 @@ EngineOptions options_of(int tau, int batch = 1, int length = 128, DType kv = DT
   options.max_model_len = length;
   options.max_num_seqs = batch;
   options.kv_cache_tokens = batch * length;
-  options.prefill_chunk = options.prefill_chunk_beside = 64;  // when drafts begin must not hang on how fast this machine is
+  options.prefill_chunk = options.prefill_chunk_beside = 64;
   options.kv_dtype = kv;
   return options;
 }
