@@ -245,12 +245,15 @@ void Scheduler::collect(std::vector<Output>& outputs) {
   collected_ = std::move(flights_.front());
   flights_.pop_front();
   measure_host();
+  const auto find = [&](const Flight::Part& part) {
+    return std::find_if(active_.begin(), active_.end(), [&](const auto& each) { return each->id == part.request; });
+  };
+  std::erase_if(collected_.parts, [&](const Flight::Part& part) { return find(part) == active_.end(); });
   for (const Flight::Part& part : collected_.parts) {
-    const auto found = std::find_if(active_.begin(), active_.end(), [&](const auto& each) { return each->id == part.request; });
-    if (found == active_.end()) continue;
-    --(*found)->in_flight;
-    (*found)->in_flight_tokens -= part.most;
-    commit(**found, part, outputs);
+    Sequence& sequence = **find(part);
+    --sequence.in_flight;
+    sequence.in_flight_tokens -= part.most;
+    commit(sequence, part, outputs);
   }
   std::erase_if(active_, [](const auto& each) { return each->slot < 0; });
   if (active_.empty()) last_read_ = {};

@@ -18,7 +18,9 @@ enum class TauReason : uint8_t {
 constexpr const char* kTauReasons[] = {"fixed", "request"};
 
 enum class ExtraKind : uint8_t { none, residual, bonus };  // none: the cycle was cut before it
+constexpr const char* kExtraKinds[] = {"none", "residual", "bonus"};
 enum class DraftSource : uint8_t { model };
+constexpr const char* kDraftSources[] = {"model"};
 
 // One request's part in one cycle. Times are of the whole pass, which its requests share.
 struct CycleRecord {

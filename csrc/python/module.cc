@@ -8,6 +8,7 @@
 #include "async/engine_thread.h"
 #include "core/checksum.h"
 #include "memory_plan.h"
+#include "python/trace.h"
 
 namespace py = pybind11;
 using namespace py::literals;
@@ -184,6 +185,15 @@ py::array_t<float> verify(EngineThread& self, const std::vector<int32_t>& prefix
   });
 }
 
+py::dict trace(EngineThread& self) {
+  return with_the_end_in_mind([&] {
+    const auto columns = std::make_shared<TraceColumns>();
+    const auto call = self.call([=](Engine& engine) { *columns = engine.trace(); });
+    wait_for([&](std::chrono::nanoseconds at_most) { return call->wait(at_most); }, std::nullopt);
+    return as_dict(*columns);
+  });
+}
+
 // A handle of a submission: cancelled when Python has no use for it any more.
 struct SubmissionHandle {
   explicit SubmissionHandle(std::shared_ptr<Submission> of) : submission(std::move(of)) {}
@@ -265,13 +275,13 @@ void bind_requests(py::module_& m) {
       .def(py::init([](int num_speculative_tokens, const std::string& acceptance, int max_model_len, int max_num_seqs,
                        const std::string& kv_dtype, int kv_cache_tokens, int prefill_chunk, int vocab_limit,
                        std::vector<std::string> token_bytes, bool debug_hash, int64_t profile_first, int64_t profile_last, int cycles_in_flight,
-                       int prefill_chunk_beside, int64_t prefix_cache_bytes) {
+                       int prefill_chunk_beside, int trace_cycles, int64_t prefix_cache_bytes) {
              return EngineOptions{num_speculative_tokens, acceptance_of(acceptance), max_model_len, max_num_seqs, dtype_of(kv_dtype),
                                   kv_cache_tokens, prefill_chunk, vocab_limit, std::move(token_bytes), debug_hash, profile_first, profile_last, cycles_in_flight,
-                                  prefill_chunk_beside, prefix_cache_bytes};
+                                  prefill_chunk_beside, trace_cycles, prefix_cache_bytes};
            }), py::kw_only(), "num_speculative_tokens"_a, "acceptance"_a, "max_model_len"_a, "max_num_seqs"_a, "kv_dtype"_a,
            "kv_cache_tokens"_a, "prefill_chunk"_a, "vocab_limit"_a, "token_bytes"_a, "debug_hash"_a, "profile_first"_a, "profile_last"_a,
-           "cycles_in_flight"_a, "prefill_chunk_beside"_a, "prefix_cache_bytes"_a);
+           "cycles_in_flight"_a, "prefill_chunk_beside"_a, "trace_cycles"_a, "prefix_cache_bytes"_a);
 
   py::class_<RequestParams>(m, "RequestParams")
       .def(py::init([](int max_tokens, int min_tokens, double temperature, double top_p, int top_k, double min_p, double repetition_penalty,
@@ -363,6 +373,7 @@ void bind_engine(py::module_& m) {
       .def("submit", &submit, "wanted"_a)
       .def("verify", &verify, "prefix"_a, "drafts"_a)
       .def("stats", &EngineThread::stats)
+      .def("trace", &trace)
       .def("profile", [](EngineThread& self, bool on) {
              with_the_end_in_mind([&] {
                const auto call = self.call([on](Engine& engine) { engine.profile(on); });
@@ -377,6 +388,9 @@ void bind_engine(py::module_& m) {
       .def_property_readonly("kv_bytes", [](const EngineThread& self) { return self.engine()->kv_bytes(); })
       .def_property_readonly("workspace_bytes", [](const EngineThread& self) { return self.engine()->workspace_bytes(); });
 
+  m.attr("TAU_REASONS") = names_of(kTauReasons);
+  m.attr("EXTRA_KINDS") = names_of(kExtraKinds);
+  m.attr("DRAFT_SOURCES") = names_of(kDraftSources);
   m.def("interpreter_ends", [] { ending = true; });
 }
 

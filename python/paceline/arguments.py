@@ -56,6 +56,7 @@ class Settings:
     max_queue: int
     kv_cache_tokens: int
     prefix_cache_bytes: int | None
+    trace_cycles: int
     weights_cache: Path | None
     vocab_size: int
     """Ids that exist: the target's tokenizer decides, and config.json without one."""
@@ -104,7 +105,8 @@ class Settings:
             prefill_chunk=PREFILL_CHUNK[self.device],
             vocab_limit=self.vocab_size, token_bytes=self.token_bytes()[:self.vocab_size], debug_hash=False,
             profile_first=self.profile_cycles[0], profile_last=self.profile_cycles[1], cycles_in_flight=0,
-            prefill_chunk_beside=PREFILL_CHUNK_BESIDE, prefix_cache_bytes=-1 if self.prefix_cache_bytes is None else self.prefix_cache_bytes)
+            prefill_chunk_beside=PREFILL_CHUNK_BESIDE, trace_cycles=self.trace_cycles,
+            prefix_cache_bytes=-1 if self.prefix_cache_bytes is None else self.prefix_cache_bytes)
 
     def info(self) -> dict[str, Any]:
         return {
@@ -113,15 +115,15 @@ class Settings:
             "draft_dtype": self.draft_dtype if self.draft else None, "kv_dtype": self.kv_dtype,
             "num_speculative_tokens": self.num_speculative_tokens, "acceptance": self.acceptance, "max_model_len": self.max_model_len,
             "max_num_seqs": self.max_num_seqs, "max_queue": self.max_queue, "kv_cache_tokens": self.kv_cache_tokens,
-            "prefix_cache_bytes": self.prefix_cache_bytes, "vocab_size": self.vocab_size,
+            "prefix_cache_bytes": self.prefix_cache_bytes, "trace_cycles": self.trace_cycles, "vocab_size": self.vocab_size,
             "weights_cache": str(self.weights_cache) if self.weights_cache else None, "num_threads": self.num_threads,
             "eos_token_ids": self.target.eos_token_ids, "notes": self.notes}
 
 
 def resolve(*, target: PathLike, draft: PathLike | None, tokenizer: PathLike | tokenizers.Tokenizer | None, device: str, dtype: str,
             draft_dtype: str, kv_dtype: str, num_speculative_tokens: int | str, acceptance: str, max_model_len: int | None,
-            max_num_seqs: int, max_queue: int, kv_cache_tokens: int | None, prefix_cache_bytes: int | None, num_threads: int | None,
-            weights_cache: PathLike | None, planning: bool = False) -> Settings:
+            max_num_seqs: int, max_queue: int, kv_cache_tokens: int | None, prefix_cache_bytes: int | None, trace_cycles: int,
+            num_threads: int | None, weights_cache: PathLike | None, planning: bool = False) -> Settings:
     """planning: the engine will not be built, and its checkpoints may lack their weights."""
     notes: list[str] = []
     _one_of("device", device, get_args(Device))
@@ -129,6 +131,7 @@ def resolve(*, target: PathLike, draft: PathLike | None, tokenizer: PathLike | t
     num_seqs = _integer("max_num_seqs", max_num_seqs, 1, 256)
     queue = _integer("max_queue", max_queue, 0)
     prefixes = None if prefix_cache_bytes is None else _integer("prefix_cache_bytes", prefix_cache_bytes, 0, 2**63 - 1)
+    rows = _integer("trace_cycles", trace_cycles, 0, 2**20)
     threads = 0 if num_threads is None else _integer("num_threads", num_threads, 1, 1024)
     tau = _tau(num_speculative_tokens, draft is not None)
     cache = default_directory() if weights_cache == "auto" else None if weights_cache is None else _path("weights_cache", weights_cache, _CACHE)
@@ -154,7 +157,7 @@ def resolve(*, target: PathLike, draft: PathLike | None, tokenizer: PathLike | t
         target=target_files, draft=draft_files, tokenizer=words, dtype=target_dtype, draft_dtype=drafts_dtype, kv_dtype=kv,
         num_speculative_tokens=tau, acceptance=acceptance, max_model_len=length, max_num_seqs=num_seqs, max_queue=queue,
         kv_cache_tokens=_kv_cache_tokens(kv_cache_tokens, num_seqs, length, per_position, max(0, free), notes),
-        prefix_cache_bytes=prefixes, weights_cache=cache, vocab_size=_vocab_size(target_files, words), notes=tuple(notes),
+        prefix_cache_bytes=prefixes, trace_cycles=rows, weights_cache=cache, vocab_size=_vocab_size(target_files, words), notes=tuple(notes),
         profile_cycles=profile_cycles(), device=kind, num_threads=(threads or len(os.sched_getaffinity(0))) if kind == "cpu" else None,
         backend=backend)
 

@@ -18,6 +18,7 @@ from paceline.memory_plan import MemoryPlan
 from paceline.request import Request
 from paceline.results import Chunk, GenerationResult, Stats, Verification
 from paceline.sampling_params import SamplingParams
+from paceline.trace import Trace
 
 
 class Engine:
@@ -35,7 +36,7 @@ class Engine:
                  kv_dtype: KvDtype | Literal["auto"] = "auto", num_speculative_tokens: int | Literal["auto"] = "auto",
                  acceptance: AcceptanceRule = "coupled",
                  max_model_len: int | None = None, max_num_seqs: int = 1, max_queue: int = 1024, kv_cache_tokens: int | None = None,
-                 prefix_cache_bytes: int | None = None,
+                 prefix_cache_bytes: int | None = None, trace_cycles: int = 4096,
                  num_threads: int | None = None, weights_cache: PathLike | Literal["auto"] | None = None, warmup: bool = True) -> None:
         """Read the checkpoints and take all the memory that will ever be needed.
 
@@ -62,6 +63,7 @@ class Engine:
             pages of 64 tokens, least recently used out first. It is part of the KV caches: whoever needs the room gets it. None: all
             that nobody needs; 0: nothing. A reused prefix changes no bit of what comes out, only how soon, and stats() counts its tokens:
             0 where requests must not learn from that whether others began alike.
+        trace_cycles: rows that the trace keeps, the newest, one per request and cycle, 0 to 1048576. 0: there is no trace.
         num_threads: of the CPU engine. None: one per core this process may use. With device="cuda" it stays None; where "auto" became
             CUDA it has no effect and info["notes"] says so.
         weights_cache: a directory for packed weights, some gigabytes per model and dtype: the next start maps them and checks every
@@ -80,7 +82,7 @@ class Engine:
         settings = resolve(
             target=target, draft=draft, tokenizer=tokenizer, device=device, dtype=dtype, draft_dtype=draft_dtype, kv_dtype=kv_dtype,
             num_speculative_tokens=num_speculative_tokens, acceptance=acceptance, max_model_len=max_model_len, max_num_seqs=max_num_seqs,
-            max_queue=max_queue, kv_cache_tokens=kv_cache_tokens, prefix_cache_bytes=prefix_cache_bytes, num_threads=num_threads,
+            max_queue=max_queue, kv_cache_tokens=kv_cache_tokens, prefix_cache_bytes=prefix_cache_bytes, trace_cycles=trace_cycles, num_threads=num_threads,
             weights_cache=weights_cache)
         try:
             target_weights, target_note = settings.load(settings.target, settings.dtype)
@@ -180,6 +182,11 @@ class Engine:
     def stats(self) -> Stats:
         """Of all requests that have finished."""
         return Stats._of(self._core.stats())
+
+    def trace(self) -> Trace:
+        """What the newest cycles did and cost, as columns: one row per request and cycle, `trace_cycles` of them at most. It can be asked for
+        while requests run."""
+        return Trace(**self._core.trace())
 
     @contextlib.contextmanager
     def profile(self) -> Iterator[None]:

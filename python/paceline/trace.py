@@ -6,6 +6,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from paceline import _core
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Trace:
@@ -14,11 +16,11 @@ class Trace:
     Requests that share a pass share its cycle number, rows, sequences and times. Times are seconds.
     """
 
-    REASONS: ClassVar[tuple[str, ...]] = ("fixed", "request", "clamped")
+    REASONS: ClassVar[tuple[str, ...]] = _core.TAU_REASONS
     """Names of `reason`."""
-    EXTRA_KINDS: ClassVar[tuple[str, ...]] = ("none", "residual", "bonus")
+    EXTRA_KINDS: ClassVar[tuple[str, ...]] = _core.EXTRA_KINDS
     """Names of `extra_kind`."""
-    SOURCES: ClassVar[tuple[str, ...]] = ("draft",)
+    SOURCES: ClassVar[tuple[str, ...]] = _core.DRAFT_SOURCES
     """Names of `source`."""
 
     cycle: NDArray[np.int64]
@@ -51,7 +53,7 @@ class Trace:
     verify_time: NDArray[np.float64]
     sample_time: NDArray[np.float64]
     host_time: NDArray[np.float64]
-    """From the launch to the results read, less the other three."""
+    """What passed since the results of the cycle before were read, less the other three; after a prefill pass, or nothing, since the launch."""
     drafted: NDArray[np.int32]
     """[n, tau_max] proposed ids; -1 where none."""
     draft_logprob: NDArray[np.float32]

@@ -1,5 +1,6 @@
 """Chat templates: what messages become, in the dialect of transformers; templates that attack; messages that are none."""
 
+import functools
 import json
 import shutil
 
@@ -135,7 +136,9 @@ ATTACKS = [
 
 
 @pytest.mark.parametrize("source, limit", ATTACKS)
-def test_an_attack_is_refused_by_name(source, limit):
+def test_an_attack_is_refused_by_name(monkeypatch, source, limit):
+    if not limit or "seconds" not in limit:  # on a machine that is busy, the second may be over first
+        monkeypatch.setattr("paceline.template_budget.Limits", functools.partial(Limits, seconds=60.0))
     if limit is None:  # grows by one each time: nothing to refuse
         assert rendered(source) == ""
         return
