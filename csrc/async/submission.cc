@@ -44,6 +44,12 @@ bool Submission::done() const {
   return last_ || cause_;
 }
 
+bool Submission::drained() const {
+  process_.check();
+  const std::lock_guard lock(mutex_);
+  return last_ && unread_.empty();
+}
+
 void Submission::ring(std::shared_ptr<Bell> bell, Until until) {
   process_.check();
   const std::lock_guard lock(mutex_);

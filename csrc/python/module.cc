@@ -167,7 +167,7 @@ std::optional<Output> take(Submission& self, bool whole, std::optional<double> t
     std::optional<Output> output;
     wait_for([&](std::chrono::nanoseconds at_most) {
       output = self.take(until_of(whole), at_most);
-      return output.has_value() || self.done();
+      return output.has_value() || self.drained();
     }, timeout);
     return output;
   });
@@ -209,6 +209,7 @@ std::vector<SubmissionHandle> submit(EngineThread& self, std::vector<std::pair<s
 
 void bind_loading(py::module_& m) {
   m.def("checksum", &checksum_of, "data"_a);
+  m.def("usable_threads", &usable_threads);
 
   py::class_<BackendHandle>(m, "Backend")
       .def(py::init([](int num_threads, const std::string& level) {
@@ -333,6 +334,7 @@ void bind_requests(py::module_& m) {
            }, "whole"_a, "timeout"_a)
       .def("ready", [](const SubmissionHandle& self) { return self.submission->ready(); })
       .def("done", [](const SubmissionHandle& self) { return self.submission->done(); })
+      .def("drained", [](const SubmissionHandle& self) { return self.submission->drained(); })
       .def("cancel", [](const SubmissionHandle& self) { self.submission->cancel(); })
       .def("ring", [](const SubmissionHandle& self, std::shared_ptr<Bell> bell, bool whole) {
              self.submission->ring(std::move(bell), until_of(whole));

@@ -77,6 +77,22 @@ TEST(waiting_for_the_end_gives_everything_at_once) {
   CHECK(all.tokens == text_of(*served.all, 0, 9, 300) && all.cycles == all.stats.num_cycles, "another text");
 }
 
+// Whoever took nothing just before the end came has not missed it.
+TEST(an_end_between_two_looks_is_there_to_take) {
+  const auto cancels = std::make_shared<std::atomic<int>>(0);
+  Submission submission({1}, {}, {}, cancels), failing({1}, {}, {}, cancels);
+  CHECK(!submission.take(Submission::Until::something, 0s) && !submission.drained(), "an end before the end");
+  Output last;
+  last.finish = FinishReason::length;
+  submission.put(std::move(last));
+  CHECK(submission.done() && !submission.drained(), "it lies there");
+  CHECK(submission.take(Submission::Until::something, 0s)->finish == FinishReason::length && submission.drained(), "taken");
+  CHECK(!failing.take(Submission::Until::something, 0s), "an end before the end");
+  failing.fail(std::make_exception_ptr(EngineDead("why")));
+  CHECK(failing.done() && !failing.drained(), "what ended it is there to be thrown");
+  CHECK_THROWS(failing.take(Submission::Until::something, 0s), EngineDead, "why");
+}
+
 TEST(cancelling_ends_it_with_what_it_has) {
   Served served;
   const auto submission = served.submit(1, 3, 390);
