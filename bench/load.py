@@ -6,7 +6,8 @@
 Streams decode the whole time, and a coroutine of each notes when its chunks arrive: the gap between two is a cycle as a consumer sees it,
 event loop and GIL included. First they are alone, then one long prompt after the other arrives and is prefilled beside them, for both models.
 A chunk of a prompt is chosen to cost at most four passes of the target, so the 99th percentile of the gaps then has to stay below the median
-before plus as much.
+before plus as much; and plus the 99th percentile of what chunks really took, which the engine's trace has: from the end of a cycle's work to
+the next launch, less what passes there without a prompt.
 """
 
 import argparse
@@ -38,6 +39,23 @@ async def read(request, gaps, tokens, passes):
             tokens.append(len(chunk.token_ids))
             passes.append(chunk.verify_time)
         last = now
+
+
+TRACE_CYCLES = 1 << 16
+
+
+def between(trace, after):
+    """Seconds from the end of a cycle's work to the next launch, of the cycles after number `after`."""
+    cycles, first = np.unique(trace.cycle, return_index=True)
+    rows = trace.where(first[cycles > after])
+    ends = rows.start + rows.draft_time + rows.verify_time + rows.sample_time
+    return (rows.start[1:] - ends[:-1])[np.diff(rows.cycle) == 1]
+
+
+def chunks(trace, last_alone, passes):
+    """Seconds of each chunk beside the streams, ascending: `passes` of them were read after cycle `last_alone`."""
+    alone, beside = between(trace.where(trace.cycle <= last_alone), 0), between(trace, last_alone)
+    return np.sort(beside)[-passes:] - np.median(alone)
 
 
 class Phase:
@@ -75,28 +93,36 @@ async def measure(engine, options, vocab):
     await asyncio.sleep(options.seconds)
     alone.end()
     one_pass = statistics.median(passes)
+    last_alone = int((await asyncio.to_thread(engine.trace)).cycle[-1])
     beside, stats = Phase(gaps, tokens), []
     for _ in range(options.arrivals):
         stats.append((await engine.submit(prompt(options.prompt), max_tokens=4, ignore_eos=True)).stats)
     beside.end()
     if any(reader.done() for reader in readers):
         raise SystemExit("a stream ended before the measurement did: fewer --arrivals, or a longer context")
+    trace = await asyncio.to_thread(engine.trace)
+    if len(trace) == TRACE_CYCLES:
+        raise SystemExit(f"more than {TRACE_CYCLES} cycles of streams: the trace has forgotten the first; fewer --arrivals or --seconds")
     for stream in streams:
         stream.cancel()
     await asyncio.gather(*readers)
-    return alone, beside, stats, one_pass
+    return alone, beside, stats, one_pass, chunks(trace, last_alone, sum(each.num_prefill_passes for each in stats))
 
 
-def report(alone, beside, stats, one_pass, options):
+def report(alone, beside, stats, one_pass, chunk_seconds, options):
     print("| streams | cycles seen | tokens/s | gap p50 ms | p90 ms | p99 ms | max ms |\n| --- | --- | --- | --- | --- | --- | --- |")
     print(alone.row("alone"))
     print(beside.row(f"beside prompts of {options.prompt} tokens"))
     print(f"\n* such a prompt: {statistics.mean(each.num_prefill_passes for each in stats):.0f} chunks of both models, the first token after "
           f"{statistics.mean(each.time_to_first_token for each in stats):.2f} s")
-    bound = alone.ms(0.5) + 4e3 * one_pass
-    print(f"* p99 beside them {beside.ms(0.99):.2f} ms; median alone and a chunk of four passes of {1e3 * one_pass:.2f} ms: {bound:.2f} ms: "
-          f"{'holds' if beside.ms(0.99) <= bound else 'MISSED'}")
-    return beside.ms(0.99) <= bound
+    p50, p99, longest = 1e3 * np.quantile(chunk_seconds, [0.5, 0.99, 1.0])
+    print(f"* a chunk took {p50:.2f} ms (p50), {p99:.2f} ms (p99), {longest:.2f} ms (the longest); four plain passes take {4e3 * one_pass:.2f} ms")
+    held = True
+    for chunk, ms in (("a chunk of four plain passes", 4e3 * one_pass), ("the p99 of the chunks", p99)):
+        bound = alone.ms(0.5) + ms
+        held &= bool(beside.ms(0.99) <= bound)
+        print(f"* p99 beside them {beside.ms(0.99):.2f} ms; median alone and {chunk}: {bound:.2f} ms: {'holds' if beside.ms(0.99) <= bound else 'MISSED'}")
+    return held
 
 
 def main():
@@ -119,7 +145,7 @@ def main():
         options.most = max(options.prompt, 8192)
         with paceline.Engine(
                 directory / "target", directory / "draft", dtype=options.dtype, draft_dtype=options.draft_dtype, num_speculative_tokens=options.tau,
-                max_num_seqs=options.streams + 1, max_model_len=options.most + 128, num_threads=options.threads,
+                max_num_seqs=options.streams + 1, trace_cycles=TRACE_CYCLES, max_model_len=options.most + 128, num_threads=options.threads,
                 kv_cache_tokens=(options.streams + 1) * (options.most + 128)) as engine:
             print(f"`python bench/load.py {' '.join(sys.argv[1:])}`, {datetime.date.today()}, {machine_name()}, {engine.info['device']}\n")
             return 0 if report(*asyncio.run(measure(engine, options, engine.info["vocab_size"])), options) else 1

@@ -83,7 +83,8 @@ def fuzz(seed):
 
 def allocations(seed):
     """Every allocation fails once, and every one from there on."""
-    call(BUILD / "allocation_test", seconds=900, PACELINE_ALLOCATION_STRIDE="1")
+    for test in ("allocation_test", "engine_thread_memory_test"):
+        call(BUILD / test, seconds=900, PACELINE_ALLOCATION_STRIDE="1")
 
 
 def resources(seed):

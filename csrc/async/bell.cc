@@ -20,13 +20,13 @@ Bell::~Bell() { close(descriptor_); }
 // One write however many ring before the loop looks.
 void Bell::ring(int64_t who) noexcept {
   const std::lock_guard lock(mutex_);
-  const bool silent = who_.empty();
+  const bool silent = who_.empty() && !anyone_;
   try {
     who_.push_back(who);
-    if (!silent) return;
   } catch (const std::bad_alloc&) {
-    who_.clear();
+    anyone_ = true;
   }
+  if (!silent) return;
   const uint64_t one = 1;
   [[maybe_unused]] const ssize_t written = write(descriptor_, &one, sizeof one);  // fails only where it is readable already
 }
@@ -35,6 +35,7 @@ std::vector<int64_t> Bell::rung() {
   const std::lock_guard lock(mutex_);
   uint64_t count;
   [[maybe_unused]] const ssize_t size = read(descriptor_, &count, sizeof count);
+  if (std::exchange(anyone_, false)) who_.clear();
   return std::exchange(who_, {});
 }
 

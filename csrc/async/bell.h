@@ -24,6 +24,7 @@ class Bell {
   int descriptor_;
   std::mutex mutex_;
   std::vector<int64_t> who_;
+  bool anyone_ = false;  // somebody rang who is not in the list
 };
 
 }  // namespace paceline

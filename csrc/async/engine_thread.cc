@@ -195,18 +195,14 @@ void EngineThread::pass_on_cancels() {
 void EngineThread::deliver(std::vector<Output> outputs) {
   for (Output& output : outputs) {
     const auto found = by_request_.find(output.request);
-    const auto submission = found->second;
-    try {
-      if (output.finish != FinishReason::none) {
-        by_request_.erase(found);
-        forget(submission);
-      }
-      submission->put(std::move(output));
-    } catch (...) {
-      submission->fail(no_memory_);  // nobody else knows it any more
-      throw;
+    receiver_ = found->second;
+    if (output.finish != FinishReason::none) {
+      by_request_.erase(found);
+      forget(receiver_);
     }
+    receiver_->put(std::move(output));
   }
+  receiver_ = nullptr;
 }
 
 // It has ended: its place is free and its counts are in, before anybody can know.
@@ -226,6 +222,7 @@ void EngineThread::end_all(const std::exception_ptr& cause) noexcept {
     jobs->clear();
   }
   for (const auto& each : unfinished_) each->fail(cause);
+  if (receiver_) receiver_->fail(cause);
   unfinished_.clear();
   coming_.clear();
   taken_ = {};

@@ -86,6 +86,7 @@ class EngineThread {
   const std::shared_ptr<std::atomic<int>> cancels_ = std::make_shared<std::atomic<int>>(0);
   std::deque<Job> jobs_;                                       // the thread's own: out of the inbox, not done yet
   std::map<int64_t, std::shared_ptr<Submission>> by_request_;  // and this: what the engine works on
+  std::shared_ptr<Submission> receiver_;                       // and this: of an output that is being put, where nobody else may know it any more
 
   mutable std::mutex mutex_;  // of what follows
   Condition changed_;

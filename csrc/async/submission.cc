@@ -25,10 +25,10 @@ std::optional<Output> Submission::take(Until until, std::chrono::nanoseconds at_
     if (cause_) std::rethrow_exception(cause_);
     return std::nullopt;  // somebody else took the last one
   }
+  if (until == Until::end)  // joined where they lie: without memory for it they lie there still
+    for (; unread_.size() > 1; unread_.erase(unread_.begin() + 1)) append(unread_.front(), std::move(unread_[1]));
   Output output = std::move(unread_.front());
   unread_.pop_front();
-  if (until == Until::end)
-    for (; !unread_.empty(); unread_.pop_front()) append(output, std::move(unread_.front()));
   return output;
 }
 
@@ -42,6 +42,12 @@ bool Submission::done() const {
   process_.check();
   const std::lock_guard lock(mutex_);
   return last_ || cause_;
+}
+
+bool Submission::drained() const {
+  process_.check();
+  const std::lock_guard lock(mutex_);
+  return last_ && unread_.empty();
 }
 
 void Submission::ring(std::shared_ptr<Bell> bell, Until until) {

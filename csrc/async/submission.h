@@ -33,6 +33,8 @@ class Submission {
   bool ready() const;
   // Nothing more will be given; what was may still be there to take.
   bool done() const;
+  // Nothing is there to take, and nothing will be. Whoever took nothing asks this, not done(): its end may have come in between.
+  bool drained() const;
   // `bell` rings once, when there may be something to take, or only at the end; at once if it is so already.
   void ring(std::shared_ptr<Bell> bell, Until until);
   // The engine ends it at its next step, with what it has. Safe anywhere, destructors included.

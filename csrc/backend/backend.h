@@ -291,7 +291,9 @@ class TurnScope {
   Backend& backend_;
 };
 
-// threads 0 = one per core we may use. level: "", or one of avx2, avx512, avx512_bf16 to force it.
+// Cores that this process may use: its affinity, and its cgroup's quota.
+int usable_threads();
+// threads 0 = usable_threads(). level: "", or one of avx2, avx512, avx512_bf16 to force it.
 std::unique_ptr<Backend> make_cpu_backend(int num_threads, const std::string& level);
 // The backend in a library of its own (plugin.h). Throws DeviceError that says why it cannot be had.
 std::unique_ptr<Backend> load_backend(const std::string& path, int device);

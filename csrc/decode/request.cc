@@ -1,5 +1,6 @@
 #include "decode/request.h"
 
+#include <algorithm>
 #include <cmath>
 #include <iterator>
 
@@ -7,6 +8,17 @@
 #include "math/processors.h"
 
 namespace paceline {
+
+namespace {
+
+// As insert would grow it: a reserve of just what is needed would copy everything at every call.
+template <class T>
+void make_room(std::vector<T>& items, size_t more) {
+  const size_t needed = items.size() + more;
+  if (needed > items.capacity()) items.reserve(std::max(needed, 2 * items.capacity()));
+}
+
+}  // namespace
 
 const char* name_of(FinishReason reason) {
   switch (reason) {
@@ -20,6 +32,9 @@ const char* name_of(FinishReason reason) {
 }
 
 void append(Output& output, Output&& next) {
+  make_room(output.tokens, next.tokens.size());  // nothing is moved before there is room for all
+  make_room(output.logprobs, next.logprobs.size());
+  make_room(output.top_logprobs, next.top_logprobs.size());
   output.tokens.insert(output.tokens.end(), next.tokens.begin(), next.tokens.end());
   output.logprobs.insert(output.logprobs.end(), next.logprobs.begin(), next.logprobs.end());
   std::move(next.top_logprobs.begin(), next.top_logprobs.end(), std::back_inserter(output.top_logprobs));

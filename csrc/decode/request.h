@@ -56,7 +56,7 @@ struct Output {
   std::vector<uint64_t> target_kv_hashes, draft_kv_hashes;  // debug, when it finishes: one per cached position
 };
 
-// What two outputs of a request, one after the other, gave together.
+// What two outputs of a request, one after the other, gave together. Where memory runs out both are as they were.
 void append(Output& output, Output&& next);
 
 }  // namespace paceline

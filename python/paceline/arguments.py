@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+import re
 import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ _path = functools.partial(checks.path, "Engine")
 _CACHE = 'a path, "auto" or None'
 _MODEL = "a local directory in Hugging Face format"
 
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # as organisation/model
+
 Messages = Sequence[Mapping[str, Any]]
 Prompt = str | Sequence[int] | Messages
 PathLike = str | os.PathLike[str]
@@ -36,6 +39,7 @@ _DTYPES = ("auto", *get_args(Dtype))
 
 DEFAULT_TAU = 3  # near the knee of verification cost on CPUs; the bundled pair is fastest at 2 or 3
 PREFILL_CHUNK = {"cpu": 256, "cuda": 64}  # rows of a prompt per pass: weights are read once per chunk; a product on CUDA has 64
+THREADS_PER_CORE = 8  # at most; more than one is only ever slower
 PREFILL_CHUNK_BESIDE = 0  # of one while others decode. 0: as many as cost four plain passes
 
 
@@ -132,7 +136,7 @@ def resolve(*, target: PathLike, draft: PathLike | None, tokenizer: PathLike | t
     queue = _integer("max_queue", max_queue, 0)
     prefixes = None if prefix_cache_bytes is None else _integer("prefix_cache_bytes", prefix_cache_bytes, 0, 2**63 - 1)
     rows = _integer("trace_cycles", trace_cycles, 0, 2**20)
-    threads = 0 if num_threads is None else _integer("num_threads", num_threads, 1, 1024)
+    threads = 0 if num_threads is None else _num_threads(num_threads)
     tau = _tau(num_speculative_tokens, draft is not None)
     cache = default_directory() if weights_cache == "auto" else None if weights_cache is None else _path("weights_cache", weights_cache, _CACHE)
     target_files = read_config(_directory("target", target), planning=planning)
@@ -150,6 +154,9 @@ def resolve(*, target: PathLike, draft: PathLike | None, tokenizer: PathLike | t
     if kind == "cuda":
         notes += ignored_on_cuda(num_threads, cache)
         cache = None
+    elif threads > _core.usable_threads():
+        notes.append(f"num_threads: {threads}, more than the cores that this process may use ({_core.usable_threads()}): they take turns, "
+                     "which is slower than one per core")
     models = [(files.config, of) for files, of in ((target_files, target_dtype), (draft_files, drafts_dtype)) if files]
     per_position = sum(kv_bytes_per_position(config, kv) for config, _ in models)
     free = backend.free_bytes() - sum(weight_bytes(config, of) for config, of in models) if kind == "cuda" else available_memory()
@@ -158,7 +165,7 @@ def resolve(*, target: PathLike, draft: PathLike | None, tokenizer: PathLike | t
         num_speculative_tokens=tau, acceptance=acceptance, max_model_len=length, max_num_seqs=num_seqs, max_queue=queue,
         kv_cache_tokens=_kv_cache_tokens(kv_cache_tokens, num_seqs, length, per_position, max(0, free), notes),
         prefix_cache_bytes=prefixes, trace_cycles=rows, weights_cache=cache, vocab_size=_vocab_size(target_files, words), notes=tuple(notes),
-        profile_cycles=profile_cycles(), device=kind, num_threads=(threads or len(os.sched_getaffinity(0))) if kind == "cpu" else None,
+        profile_cycles=profile_cycles(), device=kind, num_threads=(threads or _core.usable_threads()) if kind == "cpu" else None,
         backend=backend)
 
 
@@ -169,9 +176,20 @@ def _directory(role: str, given: PathLike) -> Path:
         found = None if stat.S_ISDIR(os.stat(path).st_mode) else "not a directory"
     except OSError as error:
         found = "no such directory" if isinstance(error, (FileNotFoundError, NotADirectoryError)) else error.strerror
+        if isinstance(error, FileNotFoundError) and _HUB_NAME.fullmatch(str(given)):
+            found = f"no such directory, and nothing is downloaded: run `hf download {path} --local-dir DIR` (pip install huggingface_hub) and pass DIR"
     if found:
         raise ValueError(f"[Engine] {role} must be {_MODEL}, got {path}: {found}")
     return path
+
+
+def _num_threads(wanted: int) -> int:
+    cores = _core.usable_threads()
+    threads = _integer("num_threads", wanted, 1)
+    if threads > THREADS_PER_CORE * cores:
+        raise ValueError(f"[Engine] num_threads must be in [1, {THREADS_PER_CORE * cores}], {THREADS_PER_CORE} for each core that this process "
+                         f"may use, got {threads}: None is one per core")
+    return threads
 
 
 def _tau(wanted: int | str, has_draft: bool) -> int:

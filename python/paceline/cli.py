@@ -126,7 +126,7 @@ def _stdin() -> str:
 
 def _stream(engine: Engine, prompt: str, sampling: dict[str, Any]) -> None:
     """The prompt and its continuation on stdout as they come; on stderr the engine's notes before, a line of figures after them."""
-    chunks = engine.stream(prompt, **sampling)
+    chunks = engine._submit("generate", prompt, None, sampling)  # the command's name, not stream's
     for note in engine.info["notes"]:
         print(f"note: {note}", file=sys.stderr)
     sys.stdout.write(prompt)

@@ -13,7 +13,7 @@ def diagnosis() -> dict[str, str | None]:
     return {
         "paceline": version("paceline"),
         "python": platform.python_version(),
-        "cpu engine": _core.Backend(1, "").description,
+        "cpu engine": _core.Backend(0, "").description,
         "numpy": _version("numpy"), "tokenizers": _version("tokenizers"), "safetensors": _version("safetensors"),
         "nvidia driver": f"CUDA {cuda.driver}, devices: {cuda.num_devices}" if cuda.driver else None,
         "cuda plugin": str(cuda.plugin) if cuda.plugin else None,

@@ -1,5 +1,6 @@
 """The engine as Python sees it: two checkpoints in, text out."""
 
+import asyncio
 import atexit
 import contextlib
 import dataclasses
@@ -13,6 +14,7 @@ import tokenizers
 
 from paceline import _core, checks
 from paceline.arguments import AcceptanceRule, Dtype, KvDtype, Messages, PathLike, Prompt, prompt_ids, render_messages, resolve
+from paceline.called import called
 from paceline.devices import Device
 from paceline.memory_plan import MemoryPlan
 from paceline.request import Request
@@ -64,7 +66,8 @@ class Engine:
             that nobody needs; 0: nothing. A reused prefix changes no bit of what comes out, only how soon, and stats() counts its tokens:
             0 where requests must not learn from that whether others began alike.
         trace_cycles: rows that the trace keeps, the newest, one per request and cycle, 0 to 1048576. 0: there is no trace.
-        num_threads: of the CPU engine. None: one per core this process may use. With device="cuda" it stays None; where "auto" became
+        num_threads: of the CPU engine. None: one per core that this process may use, by its affinity and its cgroup's quota. At most 8 per
+            core; more than one is slower, and info["notes"] says so. With device="cuda" it stays None; where "auto" became
             CUDA it has no effect and info["notes"] says so.
         weights_cache: a directory for packed weights, some gigabytes per model and dtype: the next start maps them and checks every
             block, instead of packing the checkpoint again. "auto": paceline in $XDG_CACHE_HOME, or else in ~/.cache. None: no such file.
@@ -117,19 +120,17 @@ class Engine:
             fields of SamplingParams.
         Raises ValueError (arguments), CapacityError (does not fit into kv_cache_tokens, or the queue is full), EngineDead.
         """
-        ids, params = self._resolved(prompt, sampling_params, overrides)
-        (submission,) = self._core.submit([(ids, params._for_core(self._eos_token_ids))])
-        return Request(submission, ids, params, self._token_bytes)
+        return self._submit("submit", prompt, sampling_params, overrides)
 
     def generate(self, prompt: Prompt, sampling_params: SamplingParams | None = None, **overrides: Any) -> GenerationResult:
         """Continue one prompt: `submit(...).result()`, which says what is raised. Interrupted, it cancels the request."""
-        request = self.submit(prompt, sampling_params, **overrides)
+        request = self._submit("generate", prompt, sampling_params, overrides)
         with _cancelled_unless_done([request]):
             return request.result()
 
     async def generate_async(self, prompt: Prompt, sampling_params: SamplingParams | None = None, **overrides: Any) -> GenerationResult:
         """`generate` for coroutines. Cancelling who awaits it cancels the request."""
-        return await self.submit(prompt, sampling_params, **overrides)
+        return await self._submit("generate_async", prompt, sampling_params, overrides)
 
     def generate_batch(self, prompts: Iterable[Prompt], sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
                        **overrides: Any) -> list[GenerationResult]:
@@ -139,24 +140,24 @@ class Engine:
         Arguments that `generate` would refuse raise before anything runs, with the prompt's index: "[generate_batch] prompts[1]: ...".
         A request that fails later has finish_reason "error" in its result; the others are unaffected.
         """
-        requests = self._submit_batch(prompts, sampling_params, overrides)
+        requests = self._submit_batch("generate_batch", prompts, sampling_params, overrides)
         with _cancelled_unless_done(requests):
             return [request._whole_result() for request in requests]
 
     async def generate_batch_async(self, prompts: Iterable[Prompt], sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
                                    **overrides: Any) -> list[GenerationResult]:
         """`generate_batch` for coroutines. Cancelling who awaits it cancels all of its requests."""
-        requests = self._submit_batch(prompts, sampling_params, overrides)
+        requests = self._submit_batch("generate_batch_async", prompts, sampling_params, overrides)
         with _cancelled_unless_done(requests):
             return [await request._whole_result_async() for request in requests]
 
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None, **overrides: Any) -> Iterator[Chunk]:
         """Like `generate`, a chunk per cycle. Arguments are checked at once; dropping the iterator cancels the request."""
-        return self.submit(prompt, sampling_params, **overrides)
+        return self._submit("stream", prompt, sampling_params, overrides)
 
     def stream_async(self, prompt: Prompt, sampling_params: SamplingParams | None = None, **overrides: Any) -> AsyncIterator[Chunk]:
         """`stream` for `async for`."""
-        return self.submit(prompt, sampling_params, **overrides)
+        return self._submit("stream_async", prompt, sampling_params, overrides)
 
     def apply_chat_template(self, messages: Messages, *, add_generation_prompt: bool = True, tools: Sequence[Mapping[str, Any]] | None = None,
                             **variables: Any) -> str:
@@ -214,34 +215,45 @@ class Engine:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
+    async def __aenter__(self) -> "Engine":
+        return self.__enter__()
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await asyncio.to_thread(self.close)  # the loop goes on while the last cycle ends
+
+    def _submit(self, method: str, prompt: Prompt, sampling_params: SamplingParams | None, overrides: dict[str, Any]) -> Request:
+        """method: in whose name errors are said."""
+        with called(method):
+            ids, params = self._resolved(prompt, sampling_params, overrides)
+            (submission,) = self._core.submit([(ids, params._for_core(self._eos_token_ids))])
+        return Request(submission, ids, params, self._token_bytes, method)
+
+    def _submit_batch(self, method: str, prompts: Iterable[Prompt], sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+                      overrides: dict[str, Any]) -> list[Request]:
+        several = checks.items(method, "prompts", "several prompts", prompts)
+        if sampling_params is None or isinstance(sampling_params, SamplingParams):
+            given: Sequence[SamplingParams | None] = [sampling_params] * len(several)
+        else:
+            given = checks.items(method, "sampling_params", "a SamplingParams or one per prompt", sampling_params)
+        if len(given) != len(several):
+            checks.refuse(method, "sampling_params", f"one for all or one per prompt, {len(several)}", len(given))
+        resolved: list[tuple[list[int], SamplingParams]] = []
+        wanted: list[tuple[list[int], _core.RequestParams]] = []
+        for i, (prompt, each) in enumerate(zip(several, given, strict=True)):
+            with called(method, f"prompts[{i}]: "):
+                ids, params = self._resolved(prompt, each, overrides)
+                self._core.check(ids, params._for_core(self._eos_token_ids))
+            resolved.append((ids, params))
+            wanted.append((ids, params._for_core(self._eos_token_ids)))
+        with called(method):
+            submissions = self._core.submit(wanted)
+        return [Request(submission, ids, params, self._token_bytes, method) for submission, (ids, params) in zip(submissions, resolved, strict=True)]
+
     def _resolved(self, prompt: Prompt, sampling_params: SamplingParams | None, overrides: dict[str, Any]) -> tuple[list[int], SamplingParams]:
         if sampling_params is not None and not isinstance(sampling_params, SamplingParams):
             checks.refuse("generate", "sampling_params", "a SamplingParams", sampling_params)
         params = dataclasses.replace(sampling_params or SamplingParams(), **overrides)._drawn()
         return prompt_ids(prompt, self._tokenizer), params
-
-    def _submit_batch(self, prompts: Iterable[Prompt], sampling_params: SamplingParams | Sequence[SamplingParams] | None,
-                      overrides: dict[str, Any]) -> list[Request]:
-        several = checks.items("generate_batch", "prompts", "several prompts", prompts)
-        if sampling_params is None or isinstance(sampling_params, SamplingParams):
-            given: Sequence[SamplingParams | None] = [sampling_params] * len(several)
-        else:
-            given = checks.items("generate_batch", "sampling_params", "a SamplingParams or one per prompt", sampling_params)
-        if len(given) != len(several):
-            checks.refuse("generate_batch", "sampling_params", f"one for all or one per prompt, {len(several)}", len(given))
-        resolved: list[tuple[list[int], SamplingParams]] = []
-        wanted: list[tuple[list[int], _core.RequestParams]] = []
-        for i, (prompt, each) in enumerate(zip(several, given, strict=True)):
-            try:
-                ids, params = self._resolved(prompt, each, overrides)
-                self._core.check(ids, params._for_core(self._eos_token_ids))
-            except (ValueError, _core.CapacityError) as error:
-                kind = ValueError if isinstance(error, ValueError) else _core.CapacityError
-                raise kind(f"[generate_batch] prompts[{i}]: {str(error).removeprefix('[generate] ')}") from None
-            resolved.append((ids, params))
-            wanted.append((ids, params._for_core(self._eos_token_ids)))
-        submissions = self._core.submit(wanted)
-        return [Request(submission, ids, params, self._token_bytes) for submission, (ids, params) in zip(submissions, resolved, strict=True)]
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Generator, Iterator, Sequence
 from typing import Any
 
 from paceline import _core, checks
+from paceline.called import named
 from paceline.event_loop import bell_of_this_loop
 from paceline.results import Chunk, GenerationResult, Stats, TokenLogprob, logprobs_of, stop_reason_of
 from paceline.sampling_params import SamplingParams
@@ -23,7 +24,9 @@ class Request(Iterator[Chunk], AsyncIterator[Chunk]):
     Dropping the last reference cancels the request.
     """
 
-    def __init__(self, submission: _core.Submission, prompt: Sequence[int], params: SamplingParams, token_bytes: Sequence[bytes]) -> None:
+    def __init__(self, submission: _core.Submission, prompt: Sequence[int], params: SamplingParams, token_bytes: Sequence[bytes],
+                 method: str) -> None:
+        self._method = method  # that made it: errors are said in its name
         self._submission = submission
         self._prompt = tuple(prompt)
         self._params = params
@@ -92,7 +95,7 @@ class Request(Iterator[Chunk], AsyncIterator[Chunk]):
         try:
             while self._last is None:
                 output = self._submission.take(True, None if deadline is None else max(0.0, deadline - time.monotonic()))
-                if output is None and self._submission.done():
+                if output is None and self._submission.drained():
                     raise RuntimeError("[Request] an interrupt came between its last output and its reader: the output is lost")
                 if output is None:
                     raise TimeoutError(f"[Request] not done within {timeout} seconds")
@@ -134,7 +137,7 @@ class Request(Iterator[Chunk], AsyncIterator[Chunk]):
 
     def _chunk(self, output: _core.Output, text: str) -> Chunk:
         if output.finish_reason == "error":
-            raise _core.NumericError(output.error)
+            raise _core.NumericError(named(self._method, output.error))
         return Chunk(
             text=text, token_ids=tuple(output.token_ids), logprobs=None if self._params.logprobs is None else logprobs_of(output),
             num_cycles=output.cycles, num_draft_tokens=output.tau, num_accepted_draft_tokens=output.accepted,
@@ -164,7 +167,7 @@ class Request(Iterator[Chunk], AsyncIterator[Chunk]):
             text="".join(self._text), token_ids=tuple(self._token_ids), prompt_token_ids=self._prompt,
             logprobs=None if self._params.logprobs is None else tuple(self._logprobs), finish_reason=last.finish_reason,
             stop_reason=stop_reason_of(last), seed=self._params.seed, stats=Stats._of(last.stats),
-            error=last.error or None)
+            error=named(self._method, last.error) or None)
 
 
 def _unless_failed(result: GenerationResult) -> GenerationResult:

@@ -6,16 +6,18 @@ import secrets
 from collections.abc import Mapping, Sequence
 
 from paceline import _core, checks
+from paceline.other_names import with_hints
 
 MAX_TAU = 64
 MAX_LOGPROBS = 32
 
-_refuse = functools.partial(checks.refuse, "generate")
-_integer = functools.partial(checks.integer, "generate")
-_real = functools.partial(checks.real, "generate")
-_items = functools.partial(checks.items, "generate")
+_refuse = functools.partial(checks.refuse, "SamplingParams")
+_integer = functools.partial(checks.integer, "SamplingParams")
+_real = functools.partial(checks.real, "SamplingParams")
+_items = functools.partial(checks.items, "SamplingParams")
 
 
+@with_hints
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """How one request is decoded. Greedy by default, and never truncated by a default.
@@ -81,7 +83,7 @@ class SamplingParams:
             for text in strings:
                 if not isinstance(text, str):
                     _refuse("stop", "a string or strings", text)
-                checks.text("generate", "stop", text)
+                checks.text("SamplingParams", "stop", text)
             self._keep("stop", strings)
         if self.stop_token_ids is not None:
             ids = _items("stop_token_ids", "token ids", self.stop_token_ids)

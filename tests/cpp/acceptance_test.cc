@@ -28,40 +28,6 @@ double exact_acceptance(Acceptance rule, const std::vector<double>& target, cons
   return sum;
 }
 
-struct Text {
-  std::vector<int> tokens;  // prompt first
-  std::vector<float> logprobs;
-  FinishReason finish = FinishReason::none;
-  RequestStats stats;
-};
-
-RequestParams sampling(double temperature, int max_tokens, uint64_t seed) {
-  RequestParams p;
-  p.temperature = temperature;
-  p.max_tokens = max_tokens;
-  p.seed = seed;
-  p.logprobs = 0;
-  return p;
-}
-
-std::vector<Text> decode(TableEngine& engine, const std::vector<RequestParams>& requests) {
-  std::vector<Text> texts(requests.size());
-  std::map<int64_t, size_t> place;
-  for (size_t i = 0; i < requests.size(); ++i) {
-    texts[i].tokens.assign(kPrompt.begin(), kPrompt.end());
-    place[engine->add(kPrompt, requests[i])] = i;
-  }
-  while (!engine->idle())
-    for (const Output& output : engine->step()) {
-      Text& text = texts[place.at(output.request)];
-      text.tokens.insert(text.tokens.end(), output.tokens.begin(), output.tokens.end());
-      text.logprobs.insert(text.logprobs.end(), output.logprobs.begin(), output.logprobs.end());
-      text.finish = output.finish;
-      text.stats = output.stats;
-    }
-  return texts;
-}
-
 // z of sum(A_j - b_j), a martingale: b_j is the exact acceptance of row j given everything before it. Over all rows, and over those of
 // each place in the cycle.
 struct AcceptanceZ {
@@ -162,18 +128,18 @@ TEST(a_request_is_alone_in_any_batch) {
   for (Acceptance rule : {Acceptance::coupled, Acceptance::rejection}) {
     std::vector<RequestParams> requests;
     for (int i = 0; i < 21; ++i) {
-      requests.push_back(sampling(i % 5 ? 1.0 : 0.0, 20 + 3 * i, uint64_t(i) << 40));
+      requests.push_back(sampling(i % 5 ? 1.0 : 0.0, uint64_t(i) << 40, 20 + 3 * i));
       requests.back().num_speculative_tokens = i % 4;
     }
     // Under `rejection` noise is addressed by cycles: seven come together and end before the next, so that no draft waits for others' prompts.
     TableEngine crowded(pair, rule, 4, 7, 128);
     const size_t at_once = rule == Acceptance::coupled ? requests.size() : 7;
-    std::vector<Text> together;
+    std::vector<TableText> together;
     for (size_t i = 0; i < requests.size(); i += at_once)
-      for (Text& text : decode(crowded, {requests.begin() + i, requests.begin() + i + at_once})) together.push_back(std::move(text));
+      for (TableText& text : decode(crowded, kPrompt, {requests.begin() + i, requests.begin() + i + at_once})) together.push_back(std::move(text));
     for (size_t i = 0; i < requests.size(); ++i) {
       TableEngine engine(pair, rule, 4, 1, 128);
-      const Text alone = decode(engine, {requests[i]})[0];
+      const TableText alone = decode(engine, kPrompt, {requests[i]})[0];
       CHECK(together[i].tokens == alone.tokens && together[i].logprobs == alone.logprobs, "rule ", int(rule), ", request ", i);
       CHECK(together[i].stats.num_accepted_draft_tokens == alone.stats.num_accepted_draft_tokens, "rule ", int(rule), ", request ", i);
     }
@@ -190,12 +156,12 @@ TEST(a_draft_that_is_the_target_is_always_accepted) {
       TableEngine engine(table_pair(kIds, DraftKind::equal), rule, 4, 3, 64);
       std::vector<RequestParams> requests;
       for (int i = 0; i < 200; ++i) {
-        requests.push_back(sampling(temperature, 50, uint64_t(i)));
+        requests.push_back(sampling(temperature, uint64_t(i), 50));
         RequestParams& p = requests.back();
         if (i % 2) p.frequency_penalty = 0.5, p.repetition_penalty = 1.1, p.top_k = 4;  // which see the drafts before them
         if (i % 4 == 3) p.stop_token_ids = {0, 2}, p.min_tokens = 50;
       }
-      for (const Text& text : decode(engine, requests))
+      for (const TableText& text : decode(engine, kPrompt, requests))
         CHECK(text.stats.num_draft_tokens > 30 && text.stats.num_accepted_draft_tokens == text.stats.num_draft_tokens, "rule ", int(rule),
               ", T ", temperature, ": ", text.stats.num_accepted_draft_tokens, " of ", text.stats.num_draft_tokens);
     }
@@ -209,8 +175,8 @@ TEST(a_coupled_token_is_what_its_seed_says) {
     const TablePair pair = table_pair(kIds, kind);
     for (const double temperature : {0.6, 1.0}) {
       std::vector<RequestParams> requests;
-      for (int i = 0; i < 100; ++i) requests.push_back(sampling(temperature, 40, uint64_t(i) * 0x9E3779B97F4A7C15u));
-      const std::vector<Text> texts = decode(engine, requests);
+      for (int i = 0; i < 100; ++i) requests.push_back(sampling(temperature, uint64_t(i) * 0x9E3779B97F4A7C15u, 40));
+      const std::vector<TableText> texts = decode(engine, kPrompt, requests);
       for (size_t i = 0; i < texts.size(); ++i)
         for (size_t at = kPrompt.size(); at < texts[i].tokens.size(); ++at) {
           const float* row = pair.target.row(texts[i].tokens[at - 2], texts[i].tokens[at - 1]);
@@ -234,16 +200,16 @@ TEST(a_broken_row_counts_only_if_it_is_reached) {
   const TablePair pair = table_pair(kIds, DraftKind::noisy);
   for (Acceptance rule : {Acceptance::coupled, Acceptance::rejection}) {
     std::vector<RequestParams> requests;
-    for (int i = 0; i < 5; ++i) requests.push_back(sampling(1.0, 40, uint64_t(i)));
+    for (int i = 0; i < 5; ++i) requests.push_back(sampling(1.0, uint64_t(i), 40));
     TableEngine sound(pair, rule, 4, 5, 64);
-    const std::vector<Text> want = decode(sound, requests);
+    const std::vector<TableText> want = decode(sound, kPrompt, requests);
 
     TableEngine unreached(pair, rule, 4, 5, 64);
     long broken = 0;
     unreached.target().after_row = [&](int slot, int position, int32_t token, float* logits) {
       if (size_t(position) < want[slot].tokens.size() && want[slot].tokens[position] != token) logits[1] = nan, ++broken;
     };
-    std::vector<Text> got = decode(unreached, requests);
+    std::vector<TableText> got = decode(unreached, kPrompt, requests);
     CHECK(broken > 20, broken);
     for (int i = 0; i < 5; ++i)
       CHECK(got[i].tokens == want[i].tokens && got[i].logprobs == want[i].logprobs && got[i].finish == FinishReason::length, "rule ", int(rule), ", request ", i);
@@ -253,7 +219,7 @@ TEST(a_broken_row_counts_only_if_it_is_reached) {
       reached.target().after_row = [&](int slot, int position, int32_t token, float* logits) {
         if (slot == 2 && position == at - 1 && token == want[2].tokens[at - 1]) logits[0] = nan;
       };
-      got = decode(reached, requests);
+      got = decode(reached, kPrompt, requests);
       for (int i = 0; i < 5; ++i) {
         if (i == 2) {
           CHECK(got[i].finish == FinishReason::error, "position ", at);
@@ -270,12 +236,12 @@ TEST(a_broken_row_counts_only_if_it_is_reached) {
 TEST(a_broken_draft_row_proposes_nothing) {
   const TablePair pair = table_pair(kIds, DraftKind::noisy);
   std::vector<RequestParams> requests;
-  for (int i = 0; i < 3; ++i) requests.push_back(sampling(1.0, 40, uint64_t(i)));
+  for (int i = 0; i < 3; ++i) requests.push_back(sampling(1.0, uint64_t(i), 40));
   TableEngine sound(pair, Acceptance::coupled, 4, 3, 64), broken(pair, Acceptance::coupled, 4, 3, 64);
   broken.draft().after_row = [](int, int position, int32_t, float* logits) {
     if (position % 3 == 0) logits[2] = std::numeric_limits<float>::infinity();
   };
-  const std::vector<Text> want = decode(sound, requests), got = decode(broken, requests);
+  const std::vector<TableText> want = decode(sound, kPrompt, requests), got = decode(broken, kPrompt, requests);
   for (int i = 0; i < 3; ++i) {
     CHECK(got[i].tokens == want[i].tokens && got[i].logprobs == want[i].logprobs, "request ", i);
     CHECK(got[i].stats.num_draft_tokens > 5 && got[i].stats.num_draft_tokens < want[i].stats.num_draft_tokens, got[i].stats.num_draft_tokens);

@@ -4,95 +4,10 @@
 #include <algorithm>
 #include <random>
 
-#include "async/engine_thread.h"
-#include "cpp/scripted_engine.h"
+#include "cpp/served_engine.h"
 
 using namespace paceline;
 using namespace paceline::test;
-using namespace std::chrono_literals;
-
-namespace {
-
-constexpr int kVocab = 32, kTau = 4, kSlots = 3, kMaxLen = 400;
-constexpr auto kLong = 60s;  // a watchdog: nothing here takes a second
-
-std::shared_ptr<Scripts> scripts(int count) {
-  auto all = std::make_shared<Scripts>();
-  for (int number = 0; number < count; ++number) {
-    Script& script = all->emplace_back();
-    for (int i = 0; i <= kMaxLen; ++i) script.tokens.push_back(i ? (i * (3 + number) + i / 7) % kVocab : number);
-    script.drafts = script.tokens;
-    for (int i = 0; i <= kMaxLen; i += 2 + number % 3) script.drafts[i] = (script.drafts[i] + 1) % kVocab;
-  }
-  return all;
-}
-
-std::vector<int32_t> prompt_of(const Scripts& all, int script, int length) {
-  return {all[script].tokens.begin(), all[script].tokens.begin() + length};
-}
-std::vector<int> text_of(const Scripts& all, int script, int prompt, int length) {
-  return {all[script].tokens.begin() + prompt, all[script].tokens.begin() + prompt + length};
-}
-RequestParams params_of(int max_tokens) {
-  RequestParams params;
-  params.max_tokens = max_tokens;
-  return params;
-}
-
-struct Served {
-  explicit Served(int max_queue = 1000, int scripts_ = 8, int slots = kSlots, int kv_cache_tokens = 0) : all(scripts(scripts_)) {
-    ScriptedOptions options = options_of(kVocab, kTau, slots, kMaxLen);
-    options.engine.debug_hash = false;
-    if (kv_cache_tokens) options.engine.kv_cache_tokens = kv_cache_tokens;
-    const auto model = [&](ScriptedModel::Role role) {
-      return std::make_unique<ScriptedModel>(*scripted_backend(), role, all, kVocab, Engine::limits_of(options.engine, 1 << 20));
-    };
-    auto first = model(ScriptedModel::Role::target), second = model(ScriptedModel::Role::draft);
-    target = first.get();
-    thread.emplace(std::make_shared<Engine>(scripted_backend(), std::move(first), std::move(second), options.engine), max_queue);
-  }
-  std::shared_ptr<Submission> submit(int script, int prompt, int max_tokens) {
-    return thread->submit({{prompt_of(*all, script, prompt), params_of(max_tokens)}}).front();
-  }
-  // The thread stands still in the middle of a pass until this is let go. Before the first request only.
-  std::unique_lock<std::mutex> hold() {
-    target->before_forward = [this] {
-      const int pass = ++entered;
-      const std::lock_guard wait(gate);
-      if (pass == fail_at) throw DeviceError("the ninth pass");
-    };
-    return std::unique_lock(gate);
-  }
-
-  std::shared_ptr<Scripts> all;
-  ScriptedModel* target;
-  std::mutex gate;
-  int fail_at = 0;              // set before the first request
-  std::atomic<int> entered{0};  // passes that stand there, or have gone on
-  std::optional<EngineThread> thread;
-};
-
-std::vector<int> read_all(Submission& submission) {
-  std::vector<int> tokens;
-  for (bool last = false; !last;) {
-    const auto output = submission.take(Submission::Until::something, kLong);
-    CHECK(output, "nothing within a minute");
-    tokens.insert(tokens.end(), output->tokens.begin(), output->tokens.end());
-    last = output->finish != FinishReason::none;
-  }
-  CHECK(submission.done() && !submission.take(Submission::Until::something, 0s), "something after the last output");
-  return tokens;
-}
-
-Output the_end(Submission& submission) {
-  const auto start = std::chrono::steady_clock::now();
-  auto output = submission.take(Submission::Until::end, kLong);
-  CHECK(std::chrono::steady_clock::now() - start < kLong / 2, "nobody was woken");
-  CHECK(output && output->finish != FinishReason::none, "no end within a minute");
-  return std::move(*output);
-}
-
-}  // namespace
 
 TEST(one_request_gives_its_text_and_then_nothing) {
   Served served;
@@ -160,6 +75,22 @@ TEST(waiting_for_the_end_gives_everything_at_once) {
   CHECK(!submission->take(Submission::Until::end, 0s) || submission->done(), "an end before the end");
   const Output all = the_end(*submission);
   CHECK(all.tokens == text_of(*served.all, 0, 9, 300) && all.cycles == all.stats.num_cycles, "another text");
+}
+
+// Whoever took nothing just before the end came has not missed it.
+TEST(an_end_between_two_looks_is_there_to_take) {
+  const auto cancels = std::make_shared<std::atomic<int>>(0);
+  Submission submission({1}, {}, {}, cancels), failing({1}, {}, {}, cancels);
+  CHECK(!submission.take(Submission::Until::something, 0s) && !submission.drained(), "an end before the end");
+  Output last;
+  last.finish = FinishReason::length;
+  submission.put(std::move(last));
+  CHECK(submission.done() && !submission.drained(), "it lies there");
+  CHECK(submission.take(Submission::Until::something, 0s)->finish == FinishReason::length && submission.drained(), "taken");
+  CHECK(!failing.take(Submission::Until::something, 0s), "an end before the end");
+  failing.fail(std::make_exception_ptr(EngineDead("why")));
+  CHECK(failing.done() && !failing.drained(), "what ended it is there to be thrown");
+  CHECK_THROWS(failing.take(Submission::Until::something, 0s), EngineDead, "why");
 }
 
 TEST(cancelling_ends_it_with_what_it_has) {

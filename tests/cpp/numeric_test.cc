@@ -14,58 +14,9 @@ constexpr int kIds = 5, kTau = 4, kSlots = 3, kTokens = 24;
 const std::vector<int32_t> kPrompt = {2, 1, 4};
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN(), kInfinity = std::numeric_limits<float>::infinity();
 
-struct CycleTrace {
-  int first, tau, accepted;
-};
-
-struct Text {
-  std::vector<int> tokens;  // prompt first
-  std::vector<float> logprobs;
-  std::vector<CycleTrace> cycles;
-  FinishReason finish = FinishReason::none;
-  std::string error;
-  RequestStats stats;
-  bool same_as(const Text& other) const { return tokens == other.tokens && logprobs == other.logprobs && finish == other.finish; }
-};
-
-RequestParams sampling(double temperature, uint64_t seed, int max_tokens = kTokens) {
-  RequestParams p;
-  p.temperature = temperature;
-  p.max_tokens = max_tokens;
-  p.seed = seed;
-  p.logprobs = 0;
-  return p;
-}
-
-// As many requests as slots, request i in slot i. Every step gives every one that has not ended a token or its end.
-std::vector<Text> decode(TableEngine& engine, const std::vector<RequestParams>& requests) {
-  std::vector<Text> texts(requests.size());
-  std::map<int64_t, size_t> place;
-  for (size_t i = 0; i < requests.size(); ++i) {
-    texts[i].tokens.assign(kPrompt.begin(), kPrompt.end());
-    place[engine->add(kPrompt, requests[i])] = i;
-  }
-  while (!engine->idle()) {
-    std::set<size_t> heard;
-    size_t alive = 0;
-    for (const Text& text : texts) alive += text.finish == FinishReason::none;
-    for (const Output& output : engine->step()) {
-      Text& text = texts[place.at(output.request)];
-      CHECK(!output.tokens.empty() || output.finish != FinishReason::none, "request ", output.request, ": no progress");
-      heard.insert(place.at(output.request));
-      text.cycles.push_back({int(text.tokens.size()), output.tau, output.accepted});
-      text.tokens.insert(text.tokens.end(), output.tokens.begin(), output.tokens.end());
-      text.logprobs.insert(text.logprobs.end(), output.logprobs.begin(), output.logprobs.end());
-      text.finish = output.finish, text.error = output.error, text.stats = output.stats;
-    }
-    CHECK(heard.size() == alive, heard.size(), " of ", alive, " requests went on");
-  }
-  return texts;
-}
-
 std::vector<RequestParams> three(double temperature) {
   std::vector<RequestParams> requests;
-  for (int i = 0; i < kSlots; ++i) requests.push_back(sampling(temperature, uint64_t(i) + 5));
+  for (int i = 0; i < kSlots; ++i) requests.push_back(sampling(temperature, uint64_t(i) + 5, kTokens));
   return requests;
 }
 
@@ -75,14 +26,14 @@ void spoil(float* logits, float value) {
 }
 
 // Places of a cycle (0 = the first row) at which the text's token at `position` was chosen.
-int place_of(const Text& text, int position) {
+int place_of(const TableText& text, int position) {
   for (size_t i = text.cycles.size(); i-- > 0;)
     if (text.cycles[i].first <= position) return position - text.cycles[i].first;
   return -1;
 }
 
 // Of the cycles that could have drafted the token at `position` but had no row for it: how many drafts they had.
-std::vector<int> faults_at(const Text& text, int position) {
+std::vector<int> faults_at(const TableText& text, int position) {
   std::vector<int> places;
   for (size_t i = 1; i < text.cycles.size(); ++i) {  // the first one drafts nothing: the draft's prompt is cached behind it
     const auto& [first, tau, accepted] = text.cycles[i];
@@ -100,7 +51,7 @@ TEST(a_bad_row_of_the_target_ends_its_own_request_at_every_place) {
   const TablePair pair = table_pair(kIds, DraftKind::noisy);
   for (Acceptance rule : {Acceptance::coupled, Acceptance::rejection}) {
     TableEngine sound(pair, rule, kTau, kSlots, 64);
-    const std::vector<Text> want = decode(sound, three(1.0));
+    const std::vector<TableText> want = decode(sound, kPrompt, three(1.0));
     std::set<std::pair<int, int>> seen;  // (slot, place)
     for (int victim = 0; victim < kSlots; ++victim)
       for (int at = int(kPrompt.size()); at < int(want[victim].tokens.size()); ++at)
@@ -110,10 +61,10 @@ TEST(a_bad_row_of_the_target_ends_its_own_request_at_every_place) {
           engine.target().after_row = [&](int slot, int position, int32_t token, float* logits) {
             if (slot == victim && position == at - 1 && token == want[victim].tokens[at - 1]) spoil(logits, value);
           };
-          const std::vector<Text> got = decode(engine, three(1.0));
+          const std::vector<TableText> got = decode(engine, kPrompt, three(1.0));
           for (int i = 0; i < kSlots; ++i)
             if (i != victim) CHECK(got[i].same_as(want[i]), where, ": slot ", i, " is another");
-          const Text &cut = got[victim], &whole = want[victim];
+          const TableText &cut = got[victim], &whole = want[victim];
           CHECK(cut.finish == FinishReason::error, where, ": ", name_of(cut.finish));
           CHECK(cut.error.find(message("position ", at)) != std::string::npos, where, ": ", cut.error);
           CHECK(cut.error.find(value == -kInfinity ? "leave no token" : "NaN or infinity") != std::string::npos, where, ": ", cut.error);
@@ -130,8 +81,8 @@ TEST(a_bad_row_of_the_draft_proposes_nothing_and_is_counted) {
   const TablePair pair = table_pair(kIds, DraftKind::noisy);
   for (Acceptance rule : {Acceptance::coupled, Acceptance::rejection}) {
     TableEngine sound(pair, rule, kTau, kSlots, 64);
-    const std::vector<Text> want = decode(sound, three(1.0));
-    for (const Text& text : want) CHECK(text.stats.num_draft_faults == 0);
+    const std::vector<TableText> want = decode(sound, kPrompt, three(1.0));
+    for (const TableText& text : want) CHECK(text.stats.num_draft_faults == 0);
     std::set<std::pair<int, int>> seen;
     for (int victim = 0; victim < kSlots; ++victim)
       for (int at = int(kPrompt.size()) + 1; at < int(kPrompt.size()) + kTokens - 1; ++at)
@@ -141,16 +92,16 @@ TEST(a_bad_row_of_the_draft_proposes_nothing_and_is_counted) {
           engine.draft().after_row = [&](int slot, int position, int32_t, float* logits) {
             if (slot == victim && position == at - 1) spoil(logits, value);
           };
-          const std::vector<Text> got = decode(engine, three(1.0));
+          const std::vector<TableText> got = decode(engine, kPrompt, three(1.0));
           for (int i = 0; i < kSlots; ++i)
             if (i != victim) CHECK(got[i].same_as(want[i]), where, ": slot ", i, " is another");
-          const Text& text = got[victim];
+          const TableText& text = got[victim];
           CHECK(text.finish == FinishReason::length && text.tokens.size() == kPrompt.size() + kTokens, where, ": ", name_of(text.finish));
           if (rule == Acceptance::coupled) CHECK(text.same_as(want[victim]), where, ": another text");
           const std::vector<int> places = faults_at(text, at);
           const int faults = int(places.size());
           CHECK(text.stats.num_draft_faults == faults, where, ": ", text.stats.num_draft_faults, " faults counted of ", faults);
-          for (const CycleTrace& cycle : text.cycles)
+          for (const TableCycle& cycle : text.cycles)
             if (cycle.first <= at && at < cycle.first + cycle.tau) CHECK(false, where, ": proposed all the same");
           for (int place : places) seen.insert({victim, place});
           CHECK(engine->stats().num_draft_faults == faults, where, ": the engine's count");
@@ -174,9 +125,9 @@ TEST(a_row_that_denies_its_draft_gets_it_rejected) {
       rows.erase(found);
     };
     for (uint64_t seed = 0; seed < 40; ++seed) {
-      RequestParams alone = sampling(1.0, seed);
+      RequestParams alone = sampling(1.0, seed, kTokens);
       alone.num_speculative_tokens = 0;
-      const Text want = decode(plain, {alone})[0], got = decode(engine, {sampling(1.0, seed)})[0];
+      const TableText want = decode(plain, kPrompt, {alone})[0], got = decode(engine, kPrompt, {sampling(1.0, seed, kTokens)})[0];
       rows.clear();
       CHECK(got.finish == FinishReason::length && got.stats.num_draft_tokens > 30, got.stats.num_draft_tokens);
       CHECK(got.stats.num_accepted_draft_tokens == 0, "seed ", seed, ", ", value, ": ", got.stats.num_accepted_draft_tokens, " accepted");
@@ -193,13 +144,13 @@ TEST(speculation_changes_nothing_at_any_temperature) {
     TableEngine plain(pair, Acceptance::coupled, kTau, 1, 64), engine(pair, Acceptance::coupled, kTau, kSlots, 64);
     std::vector<RequestParams> requests = three(temperature);
     requests[1].temperature = 0;  // a mixed batch
-    const std::vector<Text> got = decode(engine, requests);
+    const std::vector<TableText> got = decode(engine, kPrompt, requests);
     for (int i = 0; i < kSlots; ++i) {
       RequestParams alone = requests[i];
       alone.num_speculative_tokens = 0;
-      CHECK(got[i].same_as(decode(plain, {alone})[0]), "T ", temperature, ", slot ", i);
+      CHECK(got[i].same_as(decode(plain, kPrompt, {alone})[0]), "T ", temperature, ", slot ", i);
       alone.temperature = 0;
-      if (temperature < 1e-5) CHECK(got[i].tokens == decode(plain, {alone})[0].tokens, "T ", temperature, ", slot ", i, ": not the best tokens");
+      if (temperature < 1e-5) CHECK(got[i].tokens == decode(plain, kPrompt, {alone})[0].tokens, "T ", temperature, ", slot ", i, ": not the best tokens");
     }
   }
 }
@@ -236,7 +187,7 @@ TEST(ties_go_to_the_lowest_id) {
         TableEngine engine(pair, rule, kTau, kSlots, 64);
         std::vector<RequestParams> requests = three(temperature);
         if (mixed) requests[0].temperature = requests[2].temperature = 0.8;
-        const std::vector<Text> got = decode(engine, requests);
+        const std::vector<TableText> got = decode(engine, kPrompt, requests);
         for (int i = 0; i < kSlots; ++i) {
           std::set<int> ids(got[i].tokens.begin() + kPrompt.size(), got[i].tokens.end());
           if (mixed && i != 1) CHECK(ids.size() > 1, "rule ", int(rule), ", slot ", i);

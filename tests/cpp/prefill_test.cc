@@ -29,13 +29,6 @@ ScriptedOptions options_of(int slots, int beside) {
   return options;
 }
 
-Job job_of(int script, int prompt_length, int max_tokens) {
-  Job job{script, prompt_length, {}};
-  job.params.max_tokens = max_tokens;
-  job.params.logprobs = 0;
-  return job;
-}
-
 void forget(ScriptedEngine& engine) { engine.target->forget_trace(), engine.draft->forget_trace(); }
 
 }  // namespace

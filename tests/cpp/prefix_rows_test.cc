@@ -28,13 +28,6 @@ ScriptedOptions options_of(int tau, int slots, int64_t budget = -1) {
   return options;
 }
 
-Job job_of(int script, int prompt_length, int max_tokens) {
-  Job job{script, prompt_length, {}};
-  job.params.max_tokens = max_tokens;
-  job.params.logprobs = 0;
-  return job;
-}
-
 int first_row(const ScriptedModel& model) {
   int first = kLength;
   for (const auto& row : model.trace()) first = std::min(first, row.position);

@@ -33,6 +33,13 @@ struct Job {
   RequestParams params;
 };
 
+inline Job job_of(int script, int prompt_length, int max_tokens) {
+  Job job{script, prompt_length, {}};
+  job.params.max_tokens = max_tokens;
+  job.params.logprobs = 0;
+  return job;
+}
+
 struct CycleTrace {
   int tau, accepted, emitted;
   bool operator==(const CycleTrace&) const = default;

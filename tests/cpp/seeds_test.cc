@@ -14,37 +14,6 @@ namespace {
 constexpr int kIds = 5, kTau = 4;
 const std::vector<int32_t> kPrompt = {1, 3};
 
-struct Text {
-  std::vector<int> tokens;  // without the prompt
-  std::vector<float> logprobs;
-  FinishReason finish = FinishReason::none;
-  bool operator==(const Text&) const = default;
-};
-
-RequestParams sampling(uint64_t seed, int max_tokens) {
-  RequestParams p;
-  p.temperature = 1;
-  p.max_tokens = max_tokens;
-  p.seed = seed;
-  p.logprobs = 0;
-  return p;
-}
-
-// All at once, in the order of the requests.
-std::vector<Text> decode(TableEngine& engine, const std::vector<RequestParams>& requests) {
-  std::vector<Text> texts(requests.size());
-  std::map<int64_t, size_t> place;
-  for (size_t i = 0; i < requests.size(); ++i) place[engine->add(kPrompt, requests[i])] = i;
-  while (!engine->idle())
-    for (const Output& output : engine->step()) {
-      Text& text = texts[place.at(output.request)];
-      text.tokens.insert(text.tokens.end(), output.tokens.begin(), output.tokens.end());
-      text.logprobs.insert(text.logprobs.end(), output.logprobs.begin(), output.logprobs.end());
-      text.finish = output.finish;
-    }
-  return texts;
-}
-
 // A random number that was consulted: purpose, position, first position of the cycle (0 where that is no part of the address).
 using Address = std::tuple<Purpose, int, int>;
 
@@ -105,11 +74,11 @@ TEST(sixty_four_seeds_give_sixty_four_texts_whoever_is_around) {
   const TablePair pair = table_pair(kIds, DraftKind::noisy);
   constexpr int kSeeds = 64, kBatch = 8;
   for (Acceptance rule : {Acceptance::coupled, Acceptance::rejection}) {
-    std::vector<Text> alone;
+    std::vector<TableText> alone;
     for (int seed = 0; seed < kSeeds; ++seed) {
       TableEngine engine(pair, rule, kTau, 1, 80);
-      alone.push_back(decode(engine, {sampling(uint64_t(seed), 64)})[0]);
-      CHECK(alone.back().tokens.size() == 64);
+      alone.push_back(decode(engine, kPrompt, {sampling(1.0, uint64_t(seed), 64)})[0]);
+      CHECK(alone.back().tokens.size() == kPrompt.size() + 64);
     }
     for (int i = 0; i < kSeeds; ++i)
       for (int j = 0; j < i; ++j) CHECK(alone[i].tokens != alone[j].tokens, "rule ", int(rule), ": seeds ", i, " and ", j, " say the same");
@@ -117,9 +86,9 @@ TEST(sixty_four_seeds_give_sixty_four_texts_whoever_is_around) {
     for (int shift = 0; shift < kBatch; ++shift) {  // every seed in every slot
       TableEngine engine(pair, rule, kTau, kBatch, 80);
       std::vector<RequestParams> requests;
-      for (int i = 0; i < kSeeds; ++i) requests.push_back(sampling(uint64_t((i + shift) % kSeeds), 64));
-      const std::vector<Text> got = decode(engine, requests);
-      for (int i = 0; i < kSeeds; ++i) CHECK(got[i] == alone[(i + shift) % kSeeds], "rule ", int(rule), ", shift ", shift, ", request ", i);
+      for (int i = 0; i < kSeeds; ++i) requests.push_back(sampling(1.0, uint64_t((i + shift) % kSeeds), 64));
+      const std::vector<TableText> got = decode(engine, kPrompt, requests);
+      for (int i = 0; i < kSeeds; ++i) CHECK(got[i].same_as(alone[(i + shift) % kSeeds]), "rule ", int(rule), ", shift ", shift, ", request ", i);
     }
 
     // Beside requests with seeds of their own choice, other processors and other lengths, one of which fails on the way.
@@ -132,19 +101,19 @@ TEST(sixty_four_seeds_give_sixty_four_texts_whoever_is_around) {
     };
     std::vector<RequestParams> requests;
     for (int i = 0; i < kSeeds; ++i) {
-      requests.push_back(sampling(uint64_t(i), 64));
-      requests.push_back(sampling(0x123456789ABCDEFu * uint64_t(i + 1), 20 + i));
+      requests.push_back(sampling(1.0, uint64_t(i), 64));
+      requests.push_back(sampling(1.0, 0x123456789ABCDEFu * uint64_t(i + 1), 20 + i));
       requests.back().temperature = 0.3 + i, requests.back().top_k = 1 + i % 5, requests.back().num_speculative_tokens = i % (kTau + 1);
     }
-    const std::vector<Text> got = decode(engine, requests);
+    const std::vector<TableText> got = decode(engine, kPrompt, requests);
     int errors = 0;
     for (int i = 0; i < 2 * kSeeds; ++i) {
       errors += got[i].finish == FinishReason::error;
-      if (i % 2 == 0 && got[i].finish != FinishReason::error) CHECK(got[i] == alone[i / 2], "rule ", int(rule), ", request ", i);
+      if (i % 2 == 0 && got[i].finish != FinishReason::error) CHECK(got[i].same_as(alone[i / 2]), "rule ", int(rule), ", request ", i);
     }
     CHECK(errors == 1, errors);
     for (int seed = 0; seed < kBatch; ++seed)  // in the same slots, after the failure
-      CHECK(decode(engine, {sampling(uint64_t(seed), 64)})[0] == alone[seed], "rule ", int(rule), ": seed ", seed, " after a failure");
+      CHECK(decode(engine, kPrompt, {sampling(1.0, uint64_t(seed), 64)})[0].same_as(alone[seed]), "rule ", int(rule), ": seed ", seed, " after a failure");
   }
 }
 
@@ -155,7 +124,7 @@ TEST(rejection_consults_no_random_number_twice) {
   for (int variant = 0; variant < 3; ++variant)
     for (uint64_t seed = 1; seed <= 60; ++seed) {
       TableEngine engine(table_pair(kIds, variant == 2 ? DraftKind::reversed : DraftKind::noisy), Acceptance::rejection, kTau, 1, 80);
-      RequestParams p = sampling((seed + statistics_seed()) * 0x9E3779B97F4A7C15u, 60);
+      RequestParams p = sampling(1.0, (seed + statistics_seed()) * 0x9E3779B97F4A7C15u, 60);
       if (variant == 1) p.top_k = 4, p.frequency_penalty = 0.1;
       std::map<int, int> fed;  // position: token; where the target read drafts, these
       engine.target().after_row = [&](int, int position, int32_t token, float*) { fed[position] = token; };
@@ -208,11 +177,11 @@ TEST(neighbours_are_independent) {
     std::vector<long> counts(kIds * kIds, 0);
     uint64_t seed = statistics_seed() << 32;
     for (long i = 0; i < n; ++i) {
-      const std::vector<Text> both = decode(engine, {sampling(seed, 1), sampling(seed + 1, 1)});
+      const std::vector<TableText> both = decode(engine, kPrompt, {sampling(1.0, seed, 1), sampling(1.0, seed + 1, 1)});
       seed += 2;
-      ++counts[both[0].tokens[0] * kIds + both[1].tokens[0]];
+      ++counts[both[0].tokens.back() * kIds + both[1].tokens.back()];
     }
-    const std::vector<double> law = engine.target_law(sampling(0, 1), {kPrompt.begin(), kPrompt.end()}, int(kPrompt.size()));
+    const std::vector<double> law = engine.target_law(sampling(1.0, 0, 1), {kPrompt.begin(), kPrompt.end()}, int(kPrompt.size()));
     std::vector<double> expected;
     for (double a : law)
       for (double b : law) expected.push_back(a * b * double(n));

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <map>
+#include <set>
 
 #include "cpp/table_model.h"
 #include "cpp/test.h"
@@ -58,7 +59,7 @@ inline TablePair table_pair(int ids, DraftKind kind) {
 class TableEngine {
  public:
   TableEngine(const TablePair& pair, Acceptance acceptance, int tau, int batch, int max_len = 32)
-      : pair_(pair), backend_(make_cpu_backend(1, "")), engine_([&] {
+      : pair_(pair), batch_(batch), backend_(make_cpu_backend(1, "")), engine_([&] {
           EngineOptions options;
           options.cycles_in_flight = test::cycles_in_flight();
           options.num_speculative_tokens = tau;
@@ -81,6 +82,7 @@ class TableEngine {
   Engine* operator->() { return engine_.get(); }
   TableModel& target() { return *target_; }
   TableModel& draft() { return *draft_; }
+  int batch() const { return batch_; }
 
   // The law of the token after `tokens`, by the target or the draft; [ids] (a draft of fewer ids cannot propose the rest).
   std::vector<double> target_law(const RequestParams& p, const std::vector<int>& tokens, int prompt_length) const {
@@ -100,9 +102,60 @@ class TableEngine {
   }
 
   TablePair pair_;
+  int batch_;
   std::shared_ptr<Backend> backend_;
   TableModel *target_ = nullptr, *draft_ = nullptr;
   std::unique_ptr<Engine> engine_;
 };
+
+struct TableCycle {
+  int first, tau, accepted;  // first: position of the first token it emitted
+};
+
+struct TableText {
+  std::vector<int> tokens;  // prompt first
+  std::vector<float> logprobs;
+  std::vector<TableCycle> cycles;
+  FinishReason finish = FinishReason::none;
+  std::string error;
+  RequestStats stats;
+  bool same_as(const TableText& other) const { return tokens == other.tokens && logprobs == other.logprobs && finish == other.finish; }
+};
+
+inline RequestParams sampling(double temperature, uint64_t seed, int max_tokens) {
+  RequestParams p;
+  p.temperature = temperature;
+  p.max_tokens = max_tokens;
+  p.seed = seed;
+  p.logprobs = 0;
+  return p;
+}
+
+// All at once, in the order of the requests: request i in slot i where there are slots enough, and then every step gives every one that has
+// not ended a token or its end.
+inline std::vector<TableText> decode(TableEngine& engine, const std::vector<int32_t>& prompt, const std::vector<RequestParams>& requests) {
+  std::vector<TableText> texts(requests.size());
+  std::map<int64_t, size_t> place;
+  for (size_t i = 0; i < requests.size(); ++i) {
+    texts[i].tokens.assign(prompt.begin(), prompt.end());
+    place[engine->add(prompt, requests[i])] = i;
+  }
+  while (!engine->idle()) {
+    std::set<size_t> heard;
+    size_t alive = 0;
+    for (const TableText& text : texts) alive += text.finish == FinishReason::none;
+    for (const Output& output : engine->step()) {
+      TableText& text = texts[place.at(output.request)];
+      CHECK(!output.tokens.empty() || output.finish != FinishReason::none, "request ", output.request, ": no progress");
+      heard.insert(place.at(output.request));
+      text.cycles.push_back({int(text.tokens.size()), output.tau, output.accepted});
+      text.tokens.insert(text.tokens.end(), output.tokens.begin(), output.tokens.end());
+      text.logprobs.insert(text.logprobs.end(), output.logprobs.begin(), output.logprobs.end());
+      text.finish = output.finish, text.error = output.error, text.stats = output.stats;
+    }
+    if (int(requests.size()) <= engine.batch()) CHECK(heard.size() == alive, heard.size(), " of ", alive, " requests went on");
+  }
+  return texts;
+}
 
 }  // namespace paceline::test

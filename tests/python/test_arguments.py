@@ -65,7 +65,8 @@ def test_what_is_no_path_is_refused_by_name(name, expected, given):
 def test_a_model_is_a_local_directory(role, tmp_path):
     file = tmp_path / "model.safetensors"
     file.touch()
-    for given, why in (("meta-llama/Llama-3.2-1B", "no such directory"), (tmp_path / "missing", "no such directory"),
+    hub = "no such directory, and nothing is downloaded: run `hf download meta-llama/Llama-3.2-1B --local-dir DIR` (pip install huggingface_hub) and pass DIR"
+    for given, why in (("meta-llama/Llama-3.2-1B", hub), (tmp_path / "missing", "no such directory"),
                        (file / "below", "no such directory"), (file, "not a directory")):
         with pytest.raises(ValueError) as error:
             settings(**{role: given})

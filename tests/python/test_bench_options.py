@@ -1,9 +1,13 @@
 """The benches' command lines: what is wrong is said in one line, before anything is written or measured, and nothing is ignored."""
 
+import dataclasses
 import json
 
 import chart
 import decode
+import load
+import numpy as np
+import paceline
 import peers
 import planted_pair
 import pytest
@@ -46,3 +50,21 @@ def test_the_chart_has_a_bar_for_plain_and_one_for_the_best(monkeypatch, tmp_pat
     chart.main()
     text = (tmp_path / "out.svg").read_text()
     assert "10  Paceline, plain" in text and "25  Paceline, speculative (tau 4)" in text
+
+
+def test_a_chunk_is_what_passes_between_two_cycles_beyond_the_usual():
+    """Two streams; cycles of 10 ms, 1 ms apart, and four chunks of 30 to 60 ms; one cycle's records are lost."""
+    chunks_at = {6: 0.03, 8: 0.04, 9: 0.05, 12: 0.06}
+    start, now = [], 0.0
+    for number in range(1, 15):
+        now += 0.001 + chunks_at.get(number, 0.0)
+        start.append(now)
+        now += 0.010
+    kept = np.repeat([number for number in range(1, 15) if number != 3], 2)
+    columns = {field.name: np.zeros(len(kept)) for field in dataclasses.fields(paceline.Trace)}
+    columns |= {"cycle": kept, "start": np.array(start)[kept - 1], "draft_time": np.full(len(kept), 0.002),
+                "verify_time": np.full(len(kept), 0.007), "sample_time": np.full(len(kept), 0.001)}
+    trace = paceline.Trace(**columns)
+    assert np.allclose(load.between(trace.where(trace.cycle <= 5), 0), 0.001) and len(load.between(trace.where(trace.cycle <= 5), 0)) == 2
+    assert np.allclose(load.chunks(trace, 5, 4)[1:], [0.04, 0.05, 0.06])
+    assert np.allclose(load.chunks(trace, 4, 4), [0.03, 0.04, 0.05, 0.06])

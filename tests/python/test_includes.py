@@ -1,4 +1,4 @@
-"""Includes run one way: module.cc -> async -> engine -> decode -> model -> backend.h -> core, with math beside core."""
+"""Includes run one way: python/ -> async -> engine -> decode -> model -> backend.h -> core, with math beside core."""
 
 import pathlib
 import re
@@ -23,7 +23,7 @@ MAY_INCLUDE = {
     "engine.": (*BELOW_BACKEND, "model/", "decode/", "engine.h"),
     "async/": (*BELOW_BACKEND, "model/", "decode/", "engine.h", "async/"),
     "memory_plan.": (*BELOW_BACKEND, "backend/planning_backend.h", "model/", "decode/", "engine.h", "memory_plan.h"),
-    "python/": (*BELOW_BACKEND, "model/", "decode/", "engine.h", "async/", "memory_plan.h"),
+    "python/": (*BELOW_BACKEND, "model/", "decode/", "engine.h", "async/", "memory_plan.h", "python/"),
 }
 
 # Kernels are compiled once per instruction level. A template or inline function of the standard library would be emitted by

@@ -249,6 +249,31 @@ def test_two_loops_do_not_wait_for_one_request(engine):
     assert len(asyncio.run(asyncio.wait_for(first(), 60)).token_ids) == 400 and refused.is_set()
 
 
+def test_an_end_that_comes_between_two_looks_is_not_missed(engine):
+    class Late:
+        """Its first look finds nothing, and the end comes right after it."""
+
+        def __init__(self, submission):
+            self.real, self.looks = submission, 0
+
+        def take(self, whole, timeout):
+            self.looks += 1
+            if self.looks > 1:
+                return self.real.take(whole, timeout)
+            while not self.real.done():
+                time.sleep(0.001)
+            return None
+
+        def __getattr__(self, name):
+            return getattr(self.real, name)
+
+    request = engine.submit(PROMPT, max_tokens=5)
+    request._submission = Late(request._submission)
+    with pytest.raises(TimeoutError):
+        request.result(timeout=0)
+    assert len(request.result().token_ids) == 5
+
+
 def test_a_numeric_error_is_raised_where_it_is_read(tmp_path):
     from test_engine_api import overflowing
     with Engine(overflowing(tmp_path / "target")) as engine:
@@ -290,3 +315,21 @@ def test_prompts_are_copied(engine):
     ids[:] = 0
     del ids
     assert request.result().token_ids == want
+
+
+def test_an_engine_is_an_asynchronous_context():
+    async def use():
+        async with Engine(*demo_pair()) as engine:
+            streamed = [token async for chunk in engine.stream_async(PROMPT, max_tokens=20) for token in chunk.token_ids]
+            left = engine.submit(PROMPT)
+        with pytest.raises(RuntimeError, match="the engine is closed"):
+            engine.stats()
+        with pytest.raises(RuntimeError, match="the engine is closed"):
+            await left
+        with pytest.raises(RuntimeError, match="the engine is closed"):
+            async with engine:
+                pass
+        return streamed
+
+    with Engine(*demo_pair()) as engine:
+        assert asyncio.run(use()) == list(engine.generate(PROMPT, max_tokens=20).token_ids)

@@ -231,6 +231,8 @@ uint64_t CpuBackend::hash_kv(const KvLayer& kv, const AttentionShape& shape, int
 
 namespace paceline {
 
+int usable_threads() { return cpu::ThreadPool::usable_threads(); }
+
 // PACELINE_CPU_LEVEL forces a level for tests, as the argument does.
 std::unique_ptr<Backend> make_cpu_backend(int num_threads, const std::string& level) {
   require(num_threads >= 0 && num_threads <= 1024, "[Engine] num_threads must be in [1, 1024] or None, got ", num_threads);
