@@ -118,11 +118,11 @@ class CycleCosts:
 
 
 def _context_part(at: NDArray[np.int64], context: NDArray[np.float64], seconds: NDArray[np.float64], *, origin: bool = False) -> Curve:
-    """At each `at`: slope between the short and the long half of the contexts, times the median context; at most all of it."""
+    """At each `at`: slope between the short and the long contexts, times the median context; at most all of it."""
     places, parts = [], []
     for place in np.unique(at):
         here, of_here = context[at == place], seconds[at == place]
-        middle = np.median(here)
+        middle = (here.min() + here.max()) / 2
         short, long = here <= middle, here > middle
         if place == 0 and origin or short.sum() < 4 or long.sum() < 4:
             continue

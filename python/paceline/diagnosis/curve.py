@@ -33,14 +33,15 @@ class Curve:
             places, rising = np.concatenate(([0], places)), np.concatenate(([0.0], rising))
         return cls(places.astype(np.float64), rising)
 
-    def __call__(self, at: NDArray[np.integer] | float) -> NDArray[np.float64]:
+    def __call__(self, at: NDArray[np.integer] | NDArray[np.float64] | float) -> NDArray[np.float64]:
         """Beyond the last point the slope of its neighbours goes on."""
         where = np.asarray(at, np.float64)
         inside: NDArray[np.float64] = np.interp(where, self.at, self.seconds)
         if len(self.at) == 1:
             return inside
         slope = (self.seconds[-1] - self.seconds[-2]) / (self.at[-1] - self.at[-2])
-        return inside + slope * np.maximum(where - self.at[-1], 0.0)
+        beyond: NDArray[np.float64] = inside + slope * np.maximum(where - self.at[-1], 0.0)
+        return beyond
 
     def mapped(self, change: Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]) -> "Curve":
         """Of (at, seconds), with other seconds."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from paceline.diagnosis.agreement import Run
 
-BLOCK = 32  # positions of a bootstrap block: longer than a cycle, so that blocks hold most of what neighbours share
+BLOCK = 128  # positions of a bootstrap block: agreement comes in stretches of dozens, which must lie in one block mostly
 RESAMPLES = 400
 
 
@@ -28,20 +28,24 @@ class Emitted:
 
 
 def cycle_starts(agreement: NDArray[np.float64], taus: NDArray[np.int64]) -> NDArray[np.float64]:
-    """[num_taus, length] the probability that a cycle starts at each position, when one starts at the first. agreement [length]."""
-    widest = int(taus.max()) + 1
-    place = np.arange(widest)
+    """[texts, num_taus, length] the probability that a cycle starts at each position, when one starts at the first.
+
+    agreement: [texts, length]; what stands behind the end of a shorter text has no influence on what is before it.
+    """
+    texts, length = agreement.shape
+    place = np.arange(int(taus.max()) + 1)
     last = place == taus[:, None]  # after tau accepted drafts the next token is the bonus, whatever the draft thinks of it
-    within = place < taus[:, None]
-    at = np.zeros((len(taus), widest))  # at[t, k]: the position is the one after k accepted drafts of its cycle
-    at[:, 0] = 1.0
-    starts = np.empty((len(taus), len(agreement)))
-    for i, m in enumerate(agreement):
-        starts[:, i] = at[:, 0]
-        following = np.zeros_like(at)
-        following[:, 1:] = (at * within)[:, :-1] * m
-        following[:, 0] = (at * within).sum(axis=1) * (1.0 - m) + (at * last).sum(axis=1)
-        at = following
+    drafted = place[:-1] < taus[:, None]
+    at = np.zeros((texts, len(taus), len(place)))  # at[..., t, k]: the position is the one after k accepted drafts of its cycle
+    at[:, :, 0] = 1.0
+    starts = np.empty((texts, len(taus), length))
+    for i in range(length):
+        starts[:, :, i] = at[:, :, 0]
+        m = agreement[:, i, None]
+        judged = at[:, :, :-1] * drafted
+        bonus = (at * last).sum(axis=2)
+        at[:, :, 1:] = judged * m[:, :, None]
+        at[:, :, 0] = judged.sum(axis=2) * (1.0 - m) + bonus
     return starts
 
 
@@ -52,11 +56,13 @@ def emitted_per_cycle(runs: list[Run], taus: NDArray[np.int64], seed: int = 0) -
     """
     if not runs:
         raise ValueError("[diagnose] trace must hold cycles that drafted, got none")
+    padded = np.zeros((len(runs), max(len(run.agreement) for run in runs)))
+    for text, run in zip(padded, runs, strict=True):
+        text[:len(run.agreement)] = run.agreement
     positions, starts = [], []  # of a block: [blocks], [blocks, num_taus]
-    for run in runs:
-        of_run = cycle_starts(run.agreement, taus)
+    for run, of_run in zip(runs, cycle_starts(padded, taus), strict=True):
         for first in range(0, len(run.agreement), BLOCK):
-            block = of_run[:, first:first + BLOCK]
+            block = of_run[:, first:min(first + BLOCK, len(run.agreement))]
             positions.append(block.shape[1])
             starts.append(block.sum(axis=1))
     lengths, counts = np.array(positions, np.float64), np.array(starts)
