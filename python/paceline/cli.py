@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import paceline
-from paceline.commands import demo, doctor, generate
+from paceline.commands import demo, diagnose, doctor, generate, trace, tune
 
-COMMANDS = (demo, doctor, generate)
+COMMANDS = (demo, doctor, generate, diagnose, trace, tune)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,17 +7,20 @@ import inspect
 import weakref
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import tokenizers
 
 from paceline import _core, checks
 from paceline.arguments import AcceptanceRule, Dtype, KvDtype, Messages, PathLike, Prompt, prompt_ids, render_messages, resolve
 from paceline.devices import Device
+from paceline.diagnosis.diagnose import Diagnosis, diagnose_traces
+from paceline.diagnosis.measure import diagnose_engine
 from paceline.memory_plan import MemoryPlan
 from paceline.request import Request
 from paceline.results import Chunk, GenerationResult, Stats, Verification
 from paceline.sampling_params import SamplingParams
+from paceline.timeline import write_timeline
 
 
 class Engine:
@@ -181,15 +184,54 @@ class Engine:
         """Of all requests that have finished."""
         return Stats._of(self._core.stats())
 
+    @overload
+    def profile(self, path: PathLike) -> None: ...
+
+    @overload
+    def profile(self) -> contextlib.AbstractContextManager[None]: ...
+
+    def profile(self, path: PathLike | None = None) -> contextlib.AbstractContextManager[None] | None:
+        """With a path: write the trace as JSON for ui.perfetto.dev, chrome://tracing and `paceline trace show`. Raises OSError.
+
+        Without: a context manager; what runs inside is what `nsys profile --capture-range=cudaProfilerApi` captures (docs/profiling.md). On
+        device cpu there is nothing to capture."""
+        if path is None:
+            return self._captured()
+        write_timeline(checks.path("profile", "path", path), self.trace(), self._token_texts())
+        return None
+
     @contextlib.contextmanager
-    def profile(self) -> Iterator[None]:
-        """What runs inside is what `nsys profile --capture-range=cudaProfilerApi` captures (docs/profiling.md). On device cpu
-        there is nothing to capture."""
+    def _captured(self) -> Iterator[None]:
         self._core.profile(True)
         try:
             yield
         finally:
             self._core.profile(False)
+
+    def diagnose(self, prompts: Sequence[Prompt] | None = None, *, tau: int | None = None, max_tokens: int = 64, repetitions: int = 3,
+                 **sampling: Any) -> Diagnosis:
+        """How fast this pair is here, why not faster, and what would help: figures, `page(diagnosis)` in words (paceline.diagnosis.page).
+
+        prompts: decoded with every tau in turn, plain decoding among them, max_num_seqs at a time; nothing else should run meanwhile.
+            None: no run, what the trace holds is read, and the speedup is only predicted.
+        tau: to judge, 1 to the engine's; None: the engine's. max_tokens: of each text, at least 2. repetitions: of everything, at least 1.
+        sampling: fields of SamplingParams.
+        Raises ValueError (arguments, or a trace that does not show enough), and what `generate_batch` raises.
+        """
+        most = int(self.info["num_speculative_tokens"])
+        if not most:
+            raise ValueError("[diagnose] num_speculative_tokens must be at least 1 in the engine, got 0: without drafts there is nothing to diagnose")
+        judged = most if tau is None else checks.integer("diagnose", "tau", tau, 1, most)
+        if prompts is None:
+            return diagnose_traces(self.trace(), tau=judged, draft_dtype=self.info["draft_dtype"])
+        several = checks.items("diagnose", "prompts", "several prompts", prompts)
+        if not several:
+            checks.refuse("diagnose", "prompts", "at least one prompt, or None", prompts)
+        return diagnose_engine(self, several, tau=judged, max_tokens=checks.integer("diagnose", "max_tokens", max_tokens, 2),
+                               repetitions=checks.integer("diagnose", "repetitions", repetitions, 1), **sampling)
+
+    def _token_texts(self) -> dict[int, str]:
+        return self._tokenizer.shown_texts() if self._tokenizer else {}
 
     def close(self) -> None:
         """End the engine's thread after the cycle it is in, and give the memory back. Requests under way, and later calls, end with a

@@ -24,6 +24,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     parser.set_defaults(run=run)
     parser.add_argument("prompt", help="text; - reads it from stdin")
     parser.add_argument("--json", action="store_true", default=False, help="one JSON object on stdout instead of the text")
+    parser.add_argument("--trace", metavar="FILE", default=None,
+                        help="what every cycle did, as JSON for ui.perfetto.dev and `paceline trace show`; of the newest 4096 cycles")
     add_models(parser)
     sampling = parser.add_argument_group("sampling", "as in SamplingParams; greedy by default")
     for name, what in _SAMPLING.items():
@@ -45,6 +47,8 @@ def run(parsed: argparse.Namespace) -> None:
             print(json.dumps(result | {"prompt": prompt, "notes": engine.info["notes"]}))
         else:
             _stream(engine, prompt, sampling)
+        if given["trace"] is not None:
+            engine.profile(given["trace"])
 
 
 def _stream(engine: Engine, prompt: str, sampling: dict[str, Any]) -> None:

@@ -13,11 +13,12 @@ ENGINE_OPTIONS = ("target", "draft", "tokenizer", "device", "dtype", "draft_dtyp
                   "kv_cache_tokens", "num_threads", "weights_cache", "num_speculative_tokens")
 
 
-def add_models(parser: argparse.ArgumentParser) -> None:
-    """The arguments of Engine, for parsers with argument_default=SUPPRESS."""
+def add_models(parser: argparse.ArgumentParser, *, several_drafts: bool = False) -> None:
+    """The arguments of Engine, for parsers with argument_default=SUPPRESS. several_drafts: --draft is a list."""
     models = parser.add_argument_group("models", "by default the bundled pair")
     models.add_argument("--target", metavar="DIR", help="checkpoint whose text is written")
-    models.add_argument("--draft", metavar="DIR", help="checkpoint that proposes; without it decoding is plain")
+    models.add_argument("--draft", metavar="DIR", nargs="+" if several_drafts else None,
+                        help="checkpoints that propose" if several_drafts else "checkpoint that proposes; without it decoding is plain")
     models.add_argument("--tokenizer", metavar="PATH", help="directory or tokenizer.json (default: the target's)")
     for name, choices, what in (
             ("dtype", ("auto", *get_args(Dtype)), "of the target's weights (default: auto, fp32 for fp32 checkpoints, bf16 for all others)"),

@@ -4,8 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from paceline.cycle_view import cycle_lines, summary_line
 from paceline.commands.options import add_models, engine_arguments, prompt_from
+from paceline.cycle_view import cycle_lines, summary_line
 from paceline.engine import Engine
 from paceline.timeline import read_timeline
 from paceline.trace import Trace
@@ -39,4 +39,4 @@ def _fresh(given: dict[str, object]) -> tuple[Trace, dict[int, str]]:
     prompt = prompt_from(str(given["prompt"]))
     with Engine(**engine_arguments(given)) as engine:
         engine.generate(prompt, max_tokens=given["max_tokens"], temperature=given["temperature"], seed=given["seed"])
-        return engine.trace(), engine.token_texts()
+        return engine.trace(), engine._token_texts()
