@@ -16,6 +16,7 @@ from paceline.arguments import AcceptanceRule, Dtype, KvDtype, Messages, PathLik
 from paceline.devices import Device
 from paceline.diagnosis.diagnose import Diagnosis, diagnose_traces
 from paceline.diagnosis.measure import diagnose_engine
+from paceline.engine_config import with_config
 from paceline.memory_plan import MemoryPlan
 from paceline.request import Request
 from paceline.results import Chunk, GenerationResult, Stats, Verification
@@ -33,7 +34,8 @@ class Engine:
     of a process with the same number of threads share those.
     """
 
-    def __init__(self, target: PathLike, draft: PathLike | None = None, *, tokenizer: PathLike | tokenizers.Tokenizer | None = None,
+    def __init__(self, target: PathLike | None = None, draft: PathLike | None = None, *, config: PathLike | None = None,
+                 tokenizer: PathLike | tokenizers.Tokenizer | None = None,
                  device: Device = "auto", dtype: Dtype | Literal["auto"] = "auto", draft_dtype: Dtype | Literal["auto"] = "auto",
                  kv_dtype: KvDtype | Literal["auto"] = "auto", num_speculative_tokens: int | Literal["auto"] = "auto",
                  acceptance: AcceptanceRule = "coupled",
@@ -44,6 +46,7 @@ class Engine:
 
         target, draft: local directories in Hugging Face format (config.json, model.safetensors or its shards, tokenizer.json).
             The draft may have a vocabulary of another size, but must have the target's tokenizer.
+        config: a file of `paceline tune --out`: models, dtypes and num_speculative_tokens, of which each counts that is at its default here.
         tokenizer: a directory, a tokenizer.json or a `tokenizers.Tokenizer`; by default the target's. Prompts of token ids need none.
         device: "cpu" or "cuda"; "auto" is CUDA where it can run, and info["notes"] says why where it cannot.
         dtype, draft_dtype: of the weights, each model on its own: "fp32", "bf16", or quantised here, from any checkpoint, to "int8"
@@ -80,11 +83,12 @@ class Engine:
         """
         if not isinstance(warmup, bool):
             checks.refuse("Engine", "warmup", "a bool", warmup)
-        settings = resolve(
+        given = dict(
             target=target, draft=draft, tokenizer=tokenizer, device=device, dtype=dtype, draft_dtype=draft_dtype, kv_dtype=kv_dtype,
             num_speculative_tokens=num_speculative_tokens, acceptance=acceptance, max_model_len=max_model_len, max_num_seqs=max_num_seqs,
             max_queue=max_queue, kv_cache_tokens=kv_cache_tokens, prefix_cache_bytes=prefix_cache_bytes, num_threads=num_threads,
             weights_cache=weights_cache)
+        settings = resolve(**self._with_config(config, given))
         try:
             target_weights, target_note = settings.load(settings.target, settings.dtype)
             draft_weights, draft_note = settings.load(settings.draft, settings.draft_dtype) if settings.draft else (None, None)
@@ -103,13 +107,21 @@ class Engine:
         """What is in use: every setting as resolved, memory in bytes, and notes on what was decided for the caller."""
 
     @classmethod
-    def plan(cls, target: PathLike, draft: PathLike | None = None, **options: Any) -> MemoryPlan:
+    def plan(cls, target: PathLike | None = None, draft: PathLike | None = None, **options: Any) -> MemoryPlan:
         """What an engine of these arguments would take, and whether that is there. Nothing large is read or taken; checkpoints may
         lack their weights. options: as in Engine(...), whose errors it raises.
         """
         given = inspect.signature(cls).bind(target, draft, **options)
         given.apply_defaults()
-        return resolve(planning=True, **{name: value for name, value in given.arguments.items() if name != "warmup"}).plan()
+        arguments = {name: value for name, value in given.arguments.items() if name not in ("warmup", "config")}
+        return resolve(planning=True, **cls._with_config(given.arguments["config"], arguments)).plan()
+
+    @classmethod
+    def _with_config(cls, config: PathLike | None, given: dict[str, Any]) -> dict[str, Any]:
+        if config is None:
+            return given
+        defaults = {name: parameter.default for name, parameter in inspect.signature(cls).parameters.items()}
+        return with_config(checks.path("Engine", "config", config), given, defaults)
 
     def submit(self, prompt: Prompt, sampling_params: SamplingParams | None = None, **overrides: Any) -> Request:
         """Hand over one prompt and go on: the request runs, or waits for its turn. `generate` and `stream` are built on this.

@@ -3,11 +3,11 @@ be best, and is judged on the other half."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from paceline.arguments import PathLike
+from paceline.arguments import Dtype, PathLike
 from paceline.diagnosis.costs import Passes
 from paceline.diagnosis.diagnose import Diagnosis
 from paceline.diagnosis.measure import SPREAD, diagnose_engine, measure
@@ -47,7 +47,7 @@ class Tuning:
         return self.candidates[0]
 
 
-def tune(target: PathLike, drafts: Sequence[PathLike], prompts: Sequence[Any], *, draft_dtypes: Sequence[str] = ("auto",), latency: float | None = None,
+def tune(target: PathLike, drafts: Sequence[PathLike], prompts: Sequence[Any], *, draft_dtypes: Sequence[Dtype | Literal["auto"]] = ("auto",), latency: float | None = None,
          max_tokens: int = 64, repetitions: int = 3, sampling: Mapping[str, Any] | None = None,
          progress: Callable[[str], None] = lambda line: None, **options: Any) -> Tuning:
     """latency: seconds between two chunks that p99 must keep; a candidate whose cycles take longer drafts less, or is out. options: of Engine."""
