@@ -18,7 +18,7 @@ import textwrap
 import numpy as np
 import paceline
 from paceline.bundled import demo_pair
-from paceline.demo import PROMPTS
+from paceline.commands.demo import PROMPTS
 from paceline.tokenizer import Tokenizer
 
 HERE = pathlib.Path(__file__).resolve().parent

@@ -124,7 +124,7 @@ class Settings:
             "eos_token_ids": self.target.eos_token_ids, "notes": self.notes}
 
 
-def resolve(*, target: PathLike, draft: PathLike | None, tokenizer: PathLike | tokenizers.Tokenizer | None, device: str, dtype: str,
+def resolve(*, target: PathLike | None, draft: PathLike | None, tokenizer: PathLike | tokenizers.Tokenizer | None, device: str, dtype: str,
             draft_dtype: str, kv_dtype: str, num_speculative_tokens: int | str, acceptance: str, max_model_len: int | None,
             max_num_seqs: int, max_queue: int, kv_cache_tokens: int | None, prefix_cache_bytes: int | None, trace_cycles: int,
             num_threads: int | None, weights_cache: PathLike | None, planning: bool = False) -> Settings:
@@ -169,7 +169,7 @@ def resolve(*, target: PathLike, draft: PathLike | None, tokenizer: PathLike | t
         backend=backend)
 
 
-def _directory(role: str, given: PathLike) -> Path:
+def _directory(role: str, given: PathLike | None) -> Path:
     """Of a checkpoint. What is in it is another question, whose answers are ModelFileErrors."""
     path = _path(role, given, _MODEL)
     try:

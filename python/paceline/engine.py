@@ -8,7 +8,7 @@ import inspect
 import weakref
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import tokenizers
 
@@ -16,10 +16,14 @@ from paceline import _core, checks
 from paceline.arguments import AcceptanceRule, Dtype, KvDtype, Messages, PathLike, Prompt, prompt_ids, render_messages, resolve
 from paceline.called import called
 from paceline.devices import Device
+from paceline.diagnosis.diagnose import Diagnosis, diagnose_traces
+from paceline.diagnosis.measure import diagnose_engine
+from paceline.engine_config import with_config
 from paceline.memory_plan import MemoryPlan
 from paceline.request import Request
 from paceline.results import Chunk, GenerationResult, Stats, Verification
 from paceline.sampling_params import SamplingParams
+from paceline.timeline import write_timeline
 from paceline.trace import Trace
 
 
@@ -33,7 +37,8 @@ class Engine:
     of a process with the same number of threads share those.
     """
 
-    def __init__(self, target: PathLike, draft: PathLike | None = None, *, tokenizer: PathLike | tokenizers.Tokenizer | None = None,
+    def __init__(self, target: PathLike | None = None, draft: PathLike | None = None, *, config: PathLike | None = None,
+                 tokenizer: PathLike | tokenizers.Tokenizer | None = None,
                  device: Device = "auto", dtype: Dtype | Literal["auto"] = "auto", draft_dtype: Dtype | Literal["auto"] = "auto",
                  kv_dtype: KvDtype | Literal["auto"] = "auto", num_speculative_tokens: int | Literal["auto"] = "auto",
                  acceptance: AcceptanceRule = "coupled",
@@ -44,6 +49,7 @@ class Engine:
 
         target, draft: local directories in Hugging Face format (config.json, model.safetensors or its shards, tokenizer.json).
             The draft may have a vocabulary of another size, but must have the target's tokenizer.
+        config: a file of `paceline tune --out`: models, dtypes and num_speculative_tokens, of which each counts that is at its default here.
         tokenizer: a directory, a tokenizer.json or a `tokenizers.Tokenizer`; by default the target's. Prompts of token ids need none.
         device: "cpu" or "cuda"; "auto" is CUDA where it can run, and info["notes"] says why where it cannot.
         dtype, draft_dtype: of the weights, each model on its own: "fp32", "bf16", or quantised here, from any checkpoint, to "int8"
@@ -82,11 +88,12 @@ class Engine:
         """
         if not isinstance(warmup, bool):
             checks.refuse("Engine", "warmup", "a bool", warmup)
-        settings = resolve(
+        given = dict(
             target=target, draft=draft, tokenizer=tokenizer, device=device, dtype=dtype, draft_dtype=draft_dtype, kv_dtype=kv_dtype,
             num_speculative_tokens=num_speculative_tokens, acceptance=acceptance, max_model_len=max_model_len, max_num_seqs=max_num_seqs,
             max_queue=max_queue, kv_cache_tokens=kv_cache_tokens, prefix_cache_bytes=prefix_cache_bytes, trace_cycles=trace_cycles, num_threads=num_threads,
             weights_cache=weights_cache)
+        settings = resolve(**self._with_config(config, given))
         try:
             target_weights, target_note = settings.load(settings.target, settings.dtype)
             draft_weights, draft_note = settings.load(settings.draft, settings.draft_dtype) if settings.draft else (None, None)
@@ -105,13 +112,21 @@ class Engine:
         """What is in use: every setting as resolved, memory in bytes, and notes on what was decided for the caller."""
 
     @classmethod
-    def plan(cls, target: PathLike, draft: PathLike | None = None, **options: Any) -> MemoryPlan:
+    def plan(cls, target: PathLike | None = None, draft: PathLike | None = None, **options: Any) -> MemoryPlan:
         """What an engine of these arguments would take, and whether that is there. Nothing large is read or taken; checkpoints may
         lack their weights. options: as in Engine(...), whose errors it raises.
         """
         given = inspect.signature(cls).bind(target, draft, **options)
         given.apply_defaults()
-        return resolve(planning=True, **{name: value for name, value in given.arguments.items() if name != "warmup"}).plan()
+        arguments = {name: value for name, value in given.arguments.items() if name not in ("warmup", "config")}
+        return resolve(planning=True, **cls._with_config(given.arguments["config"], arguments)).plan()
+
+    @classmethod
+    def _with_config(cls, config: PathLike | None, given: dict[str, Any]) -> dict[str, Any]:
+        if config is None:
+            return given
+        defaults = {name: parameter.default for name, parameter in inspect.signature(cls).parameters.items()}
+        return with_config(checks.path("Engine", "config", config), given, defaults)
 
     def submit(self, prompt: Prompt, sampling_params: SamplingParams | None = None, **overrides: Any) -> Request:
         """Hand over one prompt and go on: the request runs, or waits for its turn. `generate` and `stream` are built on this.
@@ -189,15 +204,54 @@ class Engine:
         while requests run."""
         return Trace(**self._core.trace())
 
+    @overload
+    def profile(self, path: PathLike) -> None: ...
+
+    @overload
+    def profile(self) -> contextlib.AbstractContextManager[None]: ...
+
+    def profile(self, path: PathLike | None = None) -> contextlib.AbstractContextManager[None] | None:
+        """With a path: write the trace as JSON for ui.perfetto.dev, chrome://tracing and `paceline trace show`. Raises OSError.
+
+        Without: a context manager; what runs inside is what `nsys profile --capture-range=cudaProfilerApi` captures (docs/profiling.md). On
+        device cpu there is nothing to capture."""
+        if path is None:
+            return self._captured()
+        write_timeline(checks.path("profile", "path", path), self.trace(), self._token_texts())
+        return None
+
     @contextlib.contextmanager
-    def profile(self) -> Iterator[None]:
-        """What runs inside is what `nsys profile --capture-range=cudaProfilerApi` captures (docs/profiling.md). On device cpu
-        there is nothing to capture."""
+    def _captured(self) -> Iterator[None]:
         self._core.profile(True)
         try:
             yield
         finally:
             self._core.profile(False)
+
+    def diagnose(self, prompts: Sequence[Prompt] | None = None, *, tau: int | None = None, max_tokens: int = 64, repetitions: int = 3,
+                 **sampling: Any) -> Diagnosis:
+        """How fast this pair is here, why not faster, and what would help: figures, `page(diagnosis)` in words (paceline.diagnosis.page).
+
+        prompts: decoded with every tau in turn, plain decoding among them, max_num_seqs at a time; nothing else should run meanwhile.
+            None: no run, what the trace holds is read, and the speedup is only predicted.
+        tau: to judge, 1 to the engine's; None: the engine's. max_tokens: of each text, at least 2. repetitions: of everything, at least 1.
+        sampling: fields of SamplingParams.
+        Raises ValueError (arguments, or a trace that does not show enough), and what `generate_batch` raises.
+        """
+        most = int(self.info["num_speculative_tokens"])
+        if not most:
+            raise ValueError("[diagnose] num_speculative_tokens must be at least 1 in the engine, got 0: without drafts there is nothing to diagnose")
+        judged = most if tau is None else checks.integer("diagnose", "tau", tau, 1, most)
+        if prompts is None:
+            return diagnose_traces(self.trace(), tau=judged, draft_dtype=self.info["draft_dtype"])
+        several = checks.items("diagnose", "prompts", "several prompts", prompts)
+        if not several:
+            checks.refuse("diagnose", "prompts", "at least one prompt, or None", prompts)
+        return diagnose_engine(self, several, tau=judged, max_tokens=checks.integer("diagnose", "max_tokens", max_tokens, 2),
+                               repetitions=checks.integer("diagnose", "repetitions", repetitions, 1), **sampling)
+
+    def _token_texts(self) -> dict[int, str]:
+        return self._tokenizer.shown_texts() if self._tokenizer else {}
 
     def close(self) -> None:
         """End the engine's thread after the cycle it is in, and give the memory back. Requests under way, and later calls, end with a

@@ -65,6 +65,11 @@ class Tokenizer:
         except BaseException as error:
             raise _refusal(self.source, error, "a tokenizer that can encode a prompt") from None
 
+    def shown_texts(self) -> dict[int, str]:
+        """Of every id, for people: special tokens by their names, a part of a character as U+FFFD."""
+        names = {i: name for name, i in self.vocab.items()}
+        return {i: text.decode("utf-8", "replace") or names.get(i, "") for i, text in enumerate(self.token_bytes)}
+
     @functools.cached_property
     def chat_template(self) -> ChatTemplate | None:
         """Read when it is first asked for. Raises ModelFileError."""

@@ -1,5 +1,6 @@
 """What the engine is for, in one screen: the same text, plain and speculative, and how fast each came."""
 
+import argparse
 import json
 import statistics
 
@@ -19,6 +20,12 @@ PROMPTS = (
 )
 MAX_TOKENS = 160
 REPETITIONS = 5
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("demo", help="generate from the bundled pair, plain and speculative, and compare")
+    parser.set_defaults(run=lambda parsed: run_demo(json_output=parsed.json))
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout instead of text")
 
 
 def run_demo(*, json_output: bool) -> None:

@@ -1,10 +1,16 @@
 """`paceline doctor`: what this installation has and can do, and why CUDA is not used where it is not."""
 
+import argparse
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
 from paceline import _core
 from paceline.cuda import find_cuda
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("doctor", help="what this installation has and can do, and why CUDA is not used where it is not")
+    parser.set_defaults(run=lambda parsed: run_doctor())
 
 
 def diagnosis() -> dict[str, str | None]:

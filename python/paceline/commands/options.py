@@ -1,0 +1,58 @@
+"""Options that several commands share: which models, on what, and a prompt from stdin."""
+
+import argparse
+import sys
+from typing import Any, get_args
+
+from paceline.arguments import DEFAULT_TAU, AcceptanceRule, Dtype, KvDtype
+from paceline.bundled import demo_pair
+from paceline.devices import Device
+from paceline.sampling_params import MAX_TAU
+
+ENGINE_OPTIONS = ("target", "draft", "tokenizer", "device", "dtype", "draft_dtype", "kv_dtype", "acceptance", "max_model_len",
+                  "kv_cache_tokens", "num_threads", "weights_cache", "num_speculative_tokens")
+
+
+def add_models(parser: argparse.ArgumentParser, *, several_drafts: bool = False) -> None:
+    """The arguments of Engine, for parsers with argument_default=SUPPRESS. several_drafts: --draft is a list."""
+    models = parser.add_argument_group("models", "by default the bundled pair")
+    models.add_argument("--target", metavar="DIR", help="checkpoint whose text is written")
+    models.add_argument("--draft", metavar="DIR", nargs="+" if several_drafts else None,
+                        help="checkpoints that propose" if several_drafts else "checkpoint that proposes; without it decoding is plain")
+    models.add_argument("--tokenizer", metavar="PATH", help="directory or tokenizer.json (default: the target's)")
+    for name, choices, what in (
+            ("dtype", ("auto", *get_args(Dtype)), "of the target's weights (default: auto, fp32 for fp32 checkpoints, bf16 for all others)"),
+            ("draft-dtype", ("auto", *get_args(Dtype)), "of the draft's weights (default: auto)"),
+            ("kv-dtype", ("auto", *get_args(KvDtype)), "of the KV caches (default: auto, fp32 for a target in fp32, else bf16)"),
+            ("device", get_args(Device), "(default: auto)"),
+            ("acceptance", get_args(AcceptanceRule), "how drafts are judged at a temperature (default: coupled)")):
+        models.add_argument(f"--{name}", choices=choices, help=what)
+    models.add_argument("--weights-cache", metavar="DIR",
+                        help="keep packed weights there for the next start; auto: ~/.cache/paceline (default: nowhere)")
+    for name, what in (("max-model-len", "tokens of the sequence at most, prompt included (default: the target's context)"),
+                       ("kv-cache-tokens", "positions of the KV cache (default: those of the sequence, at most 8192)"),
+                       ("num-threads", "computing threads (default: one per core)")):
+        models.add_argument(f"--{name}", type=int, metavar="N", help=what)
+    models.add_argument("--num-speculative-tokens", type=int, metavar="TAU",
+                        help=f"draft tokens per cycle, 0 to {MAX_TAU}; 0 is plain decoding (default: {DEFAULT_TAU} with a draft)")
+
+
+def engine_arguments(given: dict[str, Any]) -> dict[str, Any]:
+    """Of the engine, the bundled pair where no target is named."""
+    engine_options = {name: given[name] for name in ENGINE_OPTIONS if name in given}
+    if "target" not in given:
+        if "draft" in given:
+            raise ValueError("--draft needs --target: the bundled pair is used as a pair")
+        engine_options["target"], engine_options["draft"] = demo_pair()
+    return engine_options
+
+
+def prompt_from(given: str) -> str:
+    """The prompt, or stdin for -."""
+    if given != "-":
+        return given
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"[generate] prompt must be valid Unicode text, got byte 0x{error.object[error.start]:02x} "
+                         f"at index {error.start}: {error.reason}") from None
