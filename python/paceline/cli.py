@@ -1,4 +1,4 @@
-"""The command line: `paceline generate PROMPT`, `paceline demo`, `paceline doctor`; `python -m paceline` alike."""
+"""The command line: `paceline generate PROMPT`, `paceline demo`, `paceline audit`, `paceline doctor`; `python -m paceline` alike."""
 
 import argparse
 import dataclasses
@@ -10,6 +10,7 @@ from typing import Any, NoReturn, get_args
 
 import paceline
 from paceline.arguments import DEFAULT_TAU, AcceptanceRule, Dtype, KvDtype
+from paceline.audit.command import add_audit, run_audit
 from paceline.bundled import demo_pair
 from paceline.demo import run_demo
 from paceline.devices import Device
@@ -20,7 +21,7 @@ from paceline.sampling_params import MAX_LOGPROBS, MAX_TAU, SamplingParams
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0, 1 after an error said on stderr, 2 for a wrong command line, 130 after Ctrl-C. stderr also has the engine's notes
+    """Exit status: 0, 1 after an error said on stderr or an audit that failed, 2 for a wrong command line, 130 after Ctrl-C. stderr also has the engine's notes
     and the figures; stdout has text, or JSON, only."""
     parsed = _parser().parse_args(arguments)
     try:
@@ -28,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run_demo(json_output=parsed.json)
         elif parsed.command == "doctor":
             run_doctor()
+        elif parsed.command == "audit":
+            return run_audit(parsed)
         else:
             _generate(parsed)
         sys.stdout.flush()
@@ -54,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="generate from the bundled pair, plain and speculative, and compare")
     demo.add_argument("--json", action="store_true", help="one JSON object on stdout instead of text")
 
+    add_audit(commands)
     commands.add_parser("doctor", help="what this installation has and can do, and why CUDA is not used where it is not")
 
     generate = commands.add_parser("generate", help="continue a prompt; streams to the terminal", argument_default=argparse.SUPPRESS)

@@ -33,7 +33,7 @@ def gumbels(seed: Words, position: NDArray[np.int64], cycle_start: NDArray[np.in
     group = np.arange((num_ids + 3) // 4, dtype=np.uint64)[None, :]
     key, c1 = seed[:, None], _words(position)[:, None]
     c2 = np.zeros_like(c1) if purpose == TOKEN else _words(cycle_start)[:, None]
-    hi, lo = (np.stack(np.broadcast_arrays(*philox(key, group, c1, c2, np.uint64(purpose | half << 8))), axis=-1) for half in (0, 1))
+    hi, lo = (np.stack(np.broadcast_arrays(*philox(key, group, c1, c2, np.full((1, 1), purpose | half << 8, np.uint64))), axis=-1) for half in (0, 1))
     uniform = hi.astype(np.float64) * 2.0**-32 + (lo.astype(np.float64) + 0.5) * 2.0**-64
     exponential = -np.log1p(-np.minimum(uniform, 1 - 2.0**-53))
     return -np.log(exponential).reshape(len(seed), -1)[:, :num_ids]

@@ -39,8 +39,9 @@ def scaled(rows: NDArray[np.floating], params: SamplingParams, counts: NDArray[n
 
 def law(s: Rows) -> Rows:
     """Probabilities of scaled rows."""
-    weights = np.exp(s)
-    return np.asarray(weights / weights.sum(axis=1, keepdims=True))
+    weights: Rows = np.exp(s)
+    probabilities: Rows = weights / weights.sum(axis=1, keepdims=True)
+    return probabilities
 
 
 def widened(rows: NDArray[np.floating], num_ids: int) -> NDArray[np.floating]:
