@@ -28,7 +28,7 @@ def scaled(rows: NDArray[np.floating], params: SamplingParams, counts: NDArray[n
     l = rows.astype(np.float64)
     if counts is not None and (params.frequency_penalty or params.presence_penalty):
         l -= params.frequency_penalty * counts + params.presence_penalty * (counts > 0)
-    s = (l - l.max(axis=1, keepdims=True)) / params.temperature
+    s: Rows = (l - l.max(axis=1, keepdims=True)) / params.temperature
     if 0 < params.top_k < s.shape[1]:
         kth = np.partition(s, -params.top_k, axis=1)[:, -params.top_k, None]
         s[s < kth] = -np.inf
