@@ -51,6 +51,7 @@ void Scheduler::prefill(bool draft) {
   model.forward(prefill_rows_.rows(), nullptr);
   backend_.timestamp(stamps + 1);
   backend_.synchronize();
+  last_read_ = {};
   Recent& row_seconds = draft ? draft_row_seconds_ : target_row_seconds_;
   if (int(tokens.size()) >= kFewestRows) row_seconds.add(1e-9 * double(stamps[1] - stamps[0]) / double(tokens.size()));
   for (Sequence* sequence : fed) {

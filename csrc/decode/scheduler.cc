@@ -12,7 +12,7 @@ Cycle::Limits cycle_limits(const Backend& backend, const Model& target, const Mo
   const int in_flight = options.cycles_in_flight ? options.cycles_in_flight : backend.cycles_in_flight();
   const int vocab_limit = options.vocab_limit ? options.vocab_limit : target.vocab_size();
   return {options.max_num_seqs, draft ? options.num_speculative_tokens : 0, options.max_model_len, vocab_limit, options.acceptance,
-          options.debug_hash, in_flight};
+          options.debug_hash, draft && options.trace_cycles > 0, in_flight};
 }
 
 PrefixCache::Pool pool_of(Model* model) {
@@ -27,7 +27,7 @@ Scheduler::Scheduler(Backend& backend, Model& target, Model* draft, const Engine
       cycle_(backend, target, draft, cycle_limits(backend, target, draft, options)),
       prefix_cache_(pool_of(&target), pool_of(draft), options.prefix_cache_bytes), prefill_rows_(backend, options.prefill_chunk),
       verify_rows_(backend, options.max_num_seqs * (options.num_speculative_tokens + 1)),
-      slot_taken_(options.max_num_seqs, false) {
+      slot_taken_(options.max_num_seqs, false), trace_(options.trace_cycles, cycle_.limits().tau_max) {
   require(draft || options.num_speculative_tokens == 0, "[Engine] num_speculative_tokens must be 0 without a draft, got ",
           options.num_speculative_tokens);
   require(vocab_limit() <= target.vocab_size(), "[Engine] vocab_limit must be at most the target's vocab_size ", target.vocab_size(),
@@ -188,16 +188,18 @@ bool Scheduler::launch() {
     if (!sequence.running) cycle_.set_running(sequence.slot, sequence.running = true);
     tau_max = std::max(tau_max, tau);
     positions = std::max(positions, std::min(longest + tau + 1, sequence.end_length));
-    flight.emits.emplace_back(sequence.id, tau + 1);
+    flight.parts.push_back({sequence.id, tau + 1, wanted_tau(sequence), sequence.params.num_speculative_tokens < 0 ? TauReason::fixed : TauReason::request});
     ++sequence.in_flight;
     sequence.in_flight_tokens += tau + 1;
   }
-  if (flight.emits.empty()) return false;
+  if (flight.parts.empty()) return false;
   const SpanScope span(backend_, Span::launch, tau_max);
   profile_cycle();
+  flight.cycle = cycles_launched_;
+  flight.start = Clock::now();
   target_.cache().publish();
   if (draft_) draft_->cache().publish();
-  cycle_.launch(tau_max, int(flight.emits.size()), positions);
+  cycle_.launch(tau_max, int(flight.parts.size()), positions);
   flights_.push_back(std::move(flight));
   return true;
 }
@@ -211,23 +213,34 @@ void Scheduler::profile_cycle() {
 
 // The results of the oldest cycle under way. Who has ended since it was launched, or ended in the cycle before it, has none.
 void Scheduler::collect(std::vector<Output>& outputs) {
-  const SpanScope span(backend_, Span::collect, int64_t(flights_.front().emits.size()));
+  const SpanScope span(backend_, Span::collect, int64_t(flights_.front().parts.size()));
   cycle_.wait();
   plain_pass_seconds_.add(cycle_.verify_seconds());
-  const Flight flight = std::move(flights_.front());
+  collected_ = std::move(flights_.front());
   flights_.pop_front();
-  for (const auto& [id, most] : flight.emits) {
-    const auto found = std::find_if(active_.begin(), active_.end(), [id = id](const auto& each) { return each->id == id; });
+  measure_host();
+  for (const Flight::Part& part : collected_.parts) {
+    const auto found = std::find_if(active_.begin(), active_.end(), [&](const auto& each) { return each->id == part.request; });
     if (found == active_.end()) continue;
     --(*found)->in_flight;
-    (*found)->in_flight_tokens -= most;
-    commit(**found, outputs);
+    (*found)->in_flight_tokens -= part.most;
+    commit(**found, part, outputs);
   }
   std::erase_if(active_, [](const auto& each) { return each->slot < 0; });
+  if (active_.empty()) last_read_ = {};
+}
+
+// What the host took for the cycle whose results are there now: all that passed since those of the one before, its callers' time included,
+// but for what the device did. Where a prefill pass or nothing at all came between, since its launch.
+void Scheduler::measure_host() {
+  const Clock::time_point now = Clock::now(), since = last_read_ == Clock::time_point{} ? collected_.start : last_read_;
+  const double device = cycle_.draft_seconds() + cycle_.verify_seconds() + cycle_.sample_seconds();
+  host_seconds_ = std::max(0.0, std::chrono::duration<double>(now - since).count() - device);
+  last_read_ = now;
 }
 
 size_t Scheduler::workspace_bytes() const {
-  return cycle_.workspace_bytes() + prefill_rows_.bytes() + prefill_stamps_.bytes() + verify_rows_.bytes() + verify_logits_.bytes() +
+  return cycle_.workspace_bytes() + trace_.bytes() + prefill_rows_.bytes() + prefill_stamps_.bytes() + verify_rows_.bytes() + verify_logits_.bytes() +
          verify_logprobs_.bytes();
 }
 
