@@ -188,7 +188,7 @@ class Engine:
         `report.passed`, `report.checks`, `report.page()`.
 
         prompts: to decode from, each as in `generate`; by default eight short pieces of text, or random ids without a tokenizer.
-        tokens: emitted from end to end, over both rules, at least 10,000. A row of the vocabulary is looked at for each.
+        tokens: emitted from end to end, over both rules, at least 6,000. A row of the vocabulary is looked at for each.
         seed: of everything that is drawn. None: drawn, and in the report.
 
         It takes about a minute with the bundled pair, and the memory of three more engines at most: one of the other rule, one of the

@@ -9,6 +9,7 @@
 #include "backend/cuda/kernels/kernels.h"
 #include "backend/plugin.h"
 #include "cpp/parity.h"
+#include "decode/replay.h"
 #include "simt/kernel_test.h"
 #include "simt/runtime.h"
 

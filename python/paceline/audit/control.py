@@ -43,8 +43,8 @@ def _decision(replayer: replay.Replayer, seed: int) -> Check:
 
 def _rows(walked: end_to_end.Walk) -> Check:
     of = transform.x2(walked.tampered)
-    return _check("law, rows from end to end", of.p_value < ALPHA, "the target's rows taken to be of a temperature higher by a "
-                  f"{transform.TAMPERED_TEMPERATURE - 1:.0%}, X2 = {of.statistic:.0f} at {of.degrees} degrees", p_value=of.p_value)
+    return _check("law, rows from end to end", of.p_value < ALPHA, "the target's rows taken to be of "
+                  f"{transform.TAMPERED_TEMPERATURE:g} times the temperature, X2 = {of.statistic:.0f} at {of.degrees} degrees", p_value=of.p_value)
 
 
 def _logprobs(walked: end_to_end.Walk, seed: int) -> Check:

@@ -13,7 +13,8 @@ from paceline.audit.subject import RULES, Subject
 from paceline.engine import Engine
 
 TOKENS = 60_000
-LEAST_TOKENS = 10_000  # fewer would not show the negative control
+LEAST_TOKENS = 6_000  # fewer would not show the negative control
+REPEAT = 4  # times the tokens, once more, before a failure counts
 
 
 def audit(engine: Engine, prompts: Sequence[Any] | None = None, *, tokens: int = TOKENS, seed: int | None = None) -> AuditReport:
@@ -36,7 +37,7 @@ def audit(engine: Engine, prompts: Sequence[Any] | None = None, *, tokens: int =
             walks[rule] = first = end_to_end.walk(subject, rule, ids, share[rule], seed)
             attempts = [first.transforms]
             if transform.x2(first.transforms).p_value < ALPHA:
-                attempts.append(end_to_end.walk(subject, rule, ids, 4 * share[rule], seed + 1).transforms)
+                attempts.append(end_to_end.walk(subject, rule, ids, REPEAT * share[rule], seed + 1).transforms)
             end_checks += [transform.judged(rule, attempts), end_to_end.by_the_book(rule, first.verdicts)]
         found += replay.checks(subject.replay, end_to_end.recorded(list(walks.values())), RULES, seed)
         found += end_checks

@@ -15,7 +15,7 @@ from paceline.audit.processors import Rows
 from paceline.audit.report import Check
 
 BINS = 16
-TAMPERED_TEMPERATURE = 1.5
+TAMPERED_TEMPERATURE = 2.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
