@@ -50,7 +50,7 @@ class Slots {
     for (int32_t** each : {&state_.length, &state_.running, &state_.wanted_tau, &state_.drafting, &state_.target_cached, &state_.draft_cached,
                            &state_.draft_fed, &state_.first_row})
       *each = make<int32_t>(slots);
-    state_.draft_row = make<int32_t>(slots * rows.tau);
+    state_.draft_row = make<int32_t>(slots * width_);
     state_.params = make<SlotParams>(slots);
     state_.draft_logits = make<float>(emitted * rows.draft_vocab_size);
     if (with_uniforms) state_.uniforms = uniforms_ = make<double>(slots * rows.tau);
