@@ -115,7 +115,7 @@ def test_a_planted_fault_is_found_and_named(change, fault):
     by_book = replay.by_the_book("rejection", rows, broken, 1)
     assert not by_book.passed and by_book.faults == (fault,)
     if change is not other_drafts:
-        assert not replay.laws_of("rejection", rows, broken, 1).passed
+        assert not replay.laws_of("rejection", dataclasses.replace(rows, cycles=100_000), broken, 1).passed
 
 
 def test_thresholds_name_a_temperature_that_is_ignored():
@@ -267,6 +267,14 @@ def test_a_control_that_is_not_found_fails_the_audit(monkeypatch):
     monkeypatch.setattr(control.transform, "x2", lambda of: sound)
     walked = types.SimpleNamespace(tampered=None)
     assert not control._rows(walked).passed
+
+
+def test_an_audit_that_fails_has_exit_status_1(monkeypatch, capsys):
+    found = Check(part="law", name="a", passed=False, found="p", figures={}, faults=(faults.BONUS_ROW,))
+    monkeypatch.setattr(paceline.Engine, "audit", lambda *given, **options: report_of([found], 1, 2.0, {"target": "T", "draft": "D", "device": "cpu"}))
+    assert main(["audit"]) == 1
+    assert capsys.readouterr().out.endswith("\nFAIL\n")
+    assert main(["audit", "--draft", "somewhere"]) == 1 and "--draft needs --target" in capsys.readouterr().err
 
 
 def test_arguments_are_checked():

@@ -40,9 +40,10 @@ class Divergence:
 def pairings(subject: Subject, rule: AcceptanceRule, prompts: Sequence[Sequence[int]], seed: int) -> list[Pairing]:
     """Greedy, and under `coupled` with a temperature and a seed too: `rejection` promises its law, not its bits."""
     engine = subject.engine(rule)
-    settings = [("greedy", _GREEDY)]
+    greedy = dataclasses.replace(_GREEDY, max_tokens=min(TOKENS, subject.longest - max(map(len, prompts))))
+    settings = [("greedy", greedy)]
     if rule == "coupled":
-        settings.append(("sampled", dataclasses.replace(_GREEDY, temperature=0.8, top_p=0.95, presence_penalty=0.3, seed=seed % 2**64)))
+        settings.append(("sampled", dataclasses.replace(greedy, temperature=0.8, top_p=0.95, presence_penalty=0.3, seed=seed % 2**64)))
     found = []
     for name, params in settings:
         plain = [engine.generate(list(prompt), params, num_speculative_tokens=0) for prompt in prompts]
