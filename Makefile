@@ -3,6 +3,7 @@
 # make asan    the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer; SKIP='a_test|b_test' leaves some out
 # make tsan    the C++ tests that share things between threads, under ThreadSanitizer
 # make mutants plant every known bug and see its test fail; MINUTES=15: as many as that time allows
+# make audit-mutants  plant engine faults and see `paceline audit` find and name each of them
 # make reliability  every row of docs/reliability.md by name: its tests, and what is missing (about ten minutes); ROWS="MF1 KV" for some
 # make nightly      what takes longer, bounded to about an hour: fresh seeds, sanitizers, fuzzers, failing allocations, limits, soak
 # make oracle  compare with transformers itself (installs torch)
@@ -24,7 +25,7 @@ CSRC := $(shell find csrc cmake -type f) CMakeLists.txt
 PACKAGE := $(shell find python/paceline -type f -not -path '*/__pycache__/*') pyproject.toml
 CPP_TESTS := $(shell find tests/cpp tests/simt tests/reference -type f 2>/dev/null)
 
-.PHONY: demo test cpp-test python-test asan tsan mutants reliability nightly oracle bench-kernels kernels wheels clean
+.PHONY: demo test cpp-test python-test asan tsan mutants audit-mutants reliability nightly oracle bench-kernels kernels wheels clean
 
 demo: .venv/installed
 	$(BIN)/paceline demo
@@ -52,6 +53,9 @@ tsan: build/tsan/CMakeCache.txt
 
 mutants: .venv/build
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/cpp/mutants.py $(if $(MINUTES),--minutes $(MINUTES))
+
+audit-mutants: .venv/installed
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/audit/planted_faults.py
 
 reliability: .venv/installed .venv/test build/test/built
 	$(BIN)/python tools/reliability.py $(ROWS)

@@ -115,6 +115,7 @@ struct CycleState {
   SlotParams* params;      // [S]
   float* draft_logits;     // [(tau_max + 1) S, draft V]: every draft pass keeps its rows, so that acceptance judges the very
                            // rows the drafts were drawn from. Step 0 may have two rows per slot.
+  const double* uniforms;  // [S, tau_max] what `rejection` judges drafts by, given by an audit; nullptr: the noise of their address
   // First row of draft_logits that belongs to a step.
   constexpr int draft_logits_row(int step) const { return step <= 0 ? 0 : (step + 1) * num_slots; }
   // The row of its pass that proposed draft `step` of the slot; step kCatchUp: that it caught up with, or -1.

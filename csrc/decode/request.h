@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "decode/stats.h"
+#include "math/processors.h"
 
 namespace paceline {
 
@@ -29,6 +30,8 @@ struct RequestParams {
 
 // Throws std::invalid_argument that names the parameter, what it must be, and what it is.
 void validate(const RequestParams& params, int vocab_limit, int tau_max);
+// What the backend is told of a request that `validate` let pass.
+SlotParams slot_params(const RequestParams& params, int prompt_length, int end_length);
 
 enum class FinishReason { none, stop, length, cancelled, error };
 const char* name_of(FinishReason reason);

@@ -20,32 +20,6 @@ PrefixCache::Pool pool_of(Model* model) {
   return {&model->cache().pages(), model->cache().page_bytes()};
 }
 
-// Beyond these T times the noise would be subnormal, which machines treat differently, or infinite. Nothing is lost: below, all but exact
-// ties of the best logit have weight 0; above, all logits that differ by less than 10^38 have the same one.
-constexpr double kSmallestTemperature = 0x1p-1000, kLargestTemperature = 0x1p1000;
-
-SlotParams slot_params(const RequestParams& p, int prompt_length, int end_length) {
-  SlotParams slot{};
-  slot.temperature = p.temperature < kSmallestTemperature ? 0.0 : std::min(p.temperature, kLargestTemperature);
-  slot.top_p = p.top_p;
-  slot.min_p = p.min_p;
-  slot.top_k = p.top_k;
-  slot.repetition_penalty = float(p.repetition_penalty);
-  slot.frequency_penalty = float(p.frequency_penalty);
-  slot.presence_penalty = float(p.presence_penalty);
-  slot.seed = p.seed;
-  slot.prompt_length = prompt_length;
-  slot.end_length = end_length;
-  slot.min_length = prompt_length + p.min_tokens;
-  slot.num_logprobs = p.logprobs;
-  for (const auto& [id, bias] : p.logit_bias) {
-    slot.bias_id[slot.num_bias] = id;
-    slot.bias[slot.num_bias++] = float(bias);
-  }
-  for (int id : p.stop_token_ids) slot.stop_id[slot.num_stop++] = id;
-  return slot;
-}
-
 }  // namespace
 
 Scheduler::Scheduler(Backend& backend, Model& target, Model* draft, const EngineOptions& options)

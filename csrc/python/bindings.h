@@ -17,8 +17,11 @@ struct BackendHandle {
   std::shared_ptr<Backend> backend;
 };
 
+Acceptance acceptance_of(const std::string& name);  // throws where it is none
+
 void bind_loading(py::module_& m);   // backends, weights, what they would take
 void bind_requests(py::module_& m);  // what is asked for, and what comes out
+void bind_replay(py::module_& m);    // given rows through the cycle's own acceptance
 void bind_engine(py::module_& m);    // the engine's thread and its submissions
 
 }  // namespace paceline

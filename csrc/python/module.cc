@@ -13,5 +13,6 @@ PYBIND11_MODULE(_core, m) {
   py::register_exception<EngineDead>(m, "EngineDead", PyExc_RuntimeError);
   bind_loading(m);
   bind_requests(m);
+  bind_replay(m);
   bind_engine(m);
 }

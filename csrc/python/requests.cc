@@ -3,13 +3,13 @@
 #include "python/bindings.h"
 
 namespace paceline {
-namespace {
-
 Acceptance acceptance_of(const std::string& name) {
   if (name == "coupled") return Acceptance::coupled;
   if (name == "rejection") return Acceptance::rejection;
   throw std::invalid_argument(message("[Engine] acceptance must be \"coupled\" or \"rejection\", got \"", name, "\""));
 }
+
+namespace {
 
 py::object stop_reason(const Output& output) {
   if (!output.stop_string.empty()) return py::bytes(output.stop_string);

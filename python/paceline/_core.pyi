@@ -189,6 +189,31 @@ def plan_memory(
 ) -> MemoryUse: ...
 
 @final
+class Replay:
+    """Cycles over given rows, one entry each."""
+
+    @property
+    def seed(self) -> NDArray[np.uint64]: ...
+    @property
+    def position(self) -> NDArray[np.int32]: ...
+    @property
+    def drafts(self) -> NDArray[np.int32]: ...
+    @property
+    def accepted(self) -> NDArray[np.int32]: ...
+    @property
+    def tokens(self) -> NDArray[np.int32]: ...
+
+def replay(
+    backend: Backend,
+    acceptance: str,
+    target_rows: NDArray[np.float32],
+    draft_rows: NDArray[np.float32],
+    params: RequestParams,
+    cycles: int,
+    uniforms: NDArray[np.float64] | None = None,
+) -> Replay: ...
+
+@final
 class Engine:
     def __init__(self, backend: Backend, target: Weights, draft: Weights | None, options: EngineOptions, max_queue: int) -> None: ...
     def check(self, prompt: Sequence[int], params: RequestParams) -> None: ...

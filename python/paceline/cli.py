@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import paceline
-from paceline.commands import demo, diagnose, doctor, generate, trace, tune
+from paceline.commands import audit, demo, diagnose, doctor, generate, trace, tune
 
-COMMANDS = (demo, doctor, generate, diagnose, trace, tune)
+COMMANDS = (demo, doctor, generate, diagnose, trace, tune, audit)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

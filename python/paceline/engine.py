@@ -8,7 +8,7 @@ import inspect
 import weakref
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import tokenizers
 
@@ -25,6 +25,9 @@ from paceline.results import Chunk, GenerationResult, Stats, Verification
 from paceline.sampling_params import SamplingParams
 from paceline.timeline import write_timeline
 from paceline.trace import Trace
+
+if TYPE_CHECKING:
+    from paceline.audit.report import AuditReport
 
 
 class Engine:
@@ -88,12 +91,13 @@ class Engine:
         """
         if not isinstance(warmup, bool):
             checks.refuse("Engine", "warmup", "a bool", warmup)
-        given = dict(
+        given: dict[str, Any] = dict(
             target=target, draft=draft, tokenizer=tokenizer, device=device, dtype=dtype, draft_dtype=draft_dtype, kv_dtype=kv_dtype,
             num_speculative_tokens=num_speculative_tokens, acceptance=acceptance, max_model_len=max_model_len, max_num_seqs=max_num_seqs,
             max_queue=max_queue, kv_cache_tokens=kv_cache_tokens, prefix_cache_bytes=prefix_cache_bytes, trace_cycles=trace_cycles, num_threads=num_threads,
             weights_cache=weights_cache)
-        settings = resolve(**self._with_config(config, given))
+        self._arguments = self._with_config(config, given)
+        settings = resolve(**self._arguments)
         try:
             target_weights, target_note = settings.load(settings.target, settings.dtype)
             draft_weights, draft_note = settings.load(settings.draft, settings.draft_dtype) if settings.draft else (None, None)
@@ -194,6 +198,23 @@ class Engine:
         prefix = checks.token_ids("verify", "prefix_ids", prefix_ids)
         drafts = checks.token_ids("verify", "draft_ids", draft_ids)
         return Verification(self._core.verify(prefix, drafts))
+
+    def audit(self, prompts: Sequence[Prompt] | None = None, *, tokens: int = 60_000, seed: int | None = None) -> "AuditReport":
+        """Whether this pair, on this machine, emits what the target says: bitwise parity with plain decoding; the law of both rules, by
+        replay of the engine's own operations and from end to end; KV after rollbacks against a cold start; and a negative control.
+        `report.passed`, `report.checks`, `report.page()`.
+
+        prompts: to decode from, each as in `generate`; by default eight short pieces of text, or random ids without a tokenizer.
+        tokens: emitted from end to end, over both rules, at least 6,000. A row of the vocabulary is looked at for each.
+        seed: of everything that is drawn. None: drawn, and in the report.
+
+        It takes about a minute with the bundled pair, and the memory of three more engines at most: one of the other rule, one of the
+        draft alone, and buffers. Other requests may run meanwhile and share the cycles. Raises ValueError (arguments, no draft),
+        CapacityError.
+        """
+        from paceline.audit.run import audit  # needs this module
+
+        return audit(self, prompts, tokens=tokens, seed=seed)
 
     def stats(self) -> Stats:
         """Of all requests that have finished."""

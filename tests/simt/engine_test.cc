@@ -9,6 +9,7 @@
 #include "backend/cuda/kernels/kernels.h"
 #include "backend/plugin.h"
 #include "cpp/parity.h"
+#include "decode/replay.h"
 #include "simt/kernel_test.h"
 #include "simt/runtime.h"
 
@@ -328,6 +329,28 @@ TEST(what_the_device_cannot_do_is_refused_by_name) {
   CHECK_THROWS(new_backend("cutlass"), std::invalid_argument, "PACELINE_CUDA_MATMUL must be cublas or unset, got cutlass");
   CHECK_THROWS(new_backend("", "on"), std::invalid_argument, "PACELINE_CUDA_GRAPHS must be off or unset, got on");
   CHECK_THROWS(load_backend("/nowhere/libpaceline_cuda.so", 0), DeviceError, "/nowhere/libpaceline_cuda.so");
+}
+
+// Given rows, run through the cycle without models: the same drafts and verdicts as on the CPU engine, bit for bit.
+TEST(replay_is_the_cpu_engines) {
+  constexpr int kTau = 2, kIds = 40, kCycles = 600;  // more than two batches
+  const std::vector<float> target = random_floats((kTau + 1) * kIds, 3), draft = random_floats(kTau * kIds, 4);
+  std::vector<double> uniforms;
+  for (int i = 0; i < kCycles * kTau; ++i) uniforms.push_back(i % 5 == 0 ? 0.0 : double(i % 97) / 96);
+  const auto cpu = make_cpu_backend(1, "");
+  RequestParams p;
+  p.temperature = 0.3;
+  p.top_k = 12;
+  p.seed = 11;
+  for (Acceptance rule : {Acceptance::coupled, Acceptance::rejection})
+    for (const double* given : {static_cast<const double*>(nullptr), static_cast<const double*>(uniforms.data())}) {
+      const ReplayRows rows{kTau, kIds, kIds, target.data(), draft.data()};
+      const Replay want = replay(*cpu, rule, rows, p, kCycles, given), got = replay(*new_backend(), rule, rows, p, kCycles, given);
+      CHECK(got.seed == want.seed && got.position == want.position);
+      CHECK(got.drafts == want.drafts, "rule ", int(rule));
+      CHECK(got.accepted == want.accepted, "rule ", int(rule), given ? ", uniforms by hand" : "");
+      CHECK(got.tokens == want.tokens, "rule ", int(rule));
+    }
 }
 
 #ifdef PACELINE_HOST_SIMT  // what only the stub can tell or do

@@ -42,7 +42,8 @@ Choice judge(const SamplingKernels& kernels, const CycleState& state, int slot, 
   const ProcessedRow proposed = kernels.process(draft_task(state, slot, i, start), draft_scratch);
   if (proposed.fault) return {kernels.choose(target, own), false};  // fail closed: a token is drawn from the target alone
   const uint64_t target_mass = kernels.mass(target), draft_mass = kernels.mass(proposed);
-  const double u = accept_uniform_at(address(params, position, start, Purpose::accept));
+  const double u = state.uniforms ? state.uniforms[size_t(slot) * state.tau_max + i]
+                                  : accept_uniform_at(address(params, position, start, Purpose::accept));
   if (accepts(kernels.probability(target, target_mass, draft), kernels.probability(proposed, draft_mass, draft), u)) return {draft, true};
   return {kernels.choose_residual(target, target_mass, proposed, draft_mass, own), false};
 }

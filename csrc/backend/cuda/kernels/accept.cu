@@ -39,7 +39,8 @@ __device__ Verdict judge(const ChoosingRows& targets, const Scratch& scratch, co
     return {token, drafted && token == draft, is_stop(*row.params, token), 0, 0};
   }
   if (!drafted) return {0, 0, 0, 0, 1};
-  const double u = accept_uniform_at(address(row, state.length[row.slot], Purpose::accept));
+  const double u = state.uniforms ? state.uniforms[size_t(row.slot) * state.tau_max + row.place]
+                                  : accept_uniform_at(address(row, state.length[row.slot], Purpose::accept));
   const bool accepted = accepts(weighed(targets, index, row)(draft), proposal(targets, scratch, row)(draft), u);
   return {draft, accepted, is_stop(*row.params, draft), 0, !accepted};
 }

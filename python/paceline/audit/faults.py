@@ -1,0 +1,10 @@
+"""The faults that an audit knows by name. What else goes wrong is found as well, but only described."""
+
+DRAFT_NOISE = "draft noise reused for the residual"
+OTHER_DISTRIBUTION = "distribution reported that was not the one sampled"
+TEMPERATURE = "temperature ignored in verification"
+CUTS = "top-k ignored in verification"
+BONUS_ROW = "bonus token from the previous row"
+KV_NOT_ROLLED_BACK = "target KV not rolled back"
+COMMITTED_HISTORY = "penalties over committed history only"
+ZERO_ACCEPTED = "zero-probability token accepted at u = 0"
