@@ -31,7 +31,7 @@ AutoController::Request& AutoController::request(int64_t id) {
   const auto found = requests_.find(id);
   if (found != requests_.end()) return found->second;
   Request fresh{AcceptanceEstimate(pooled_.next())};
-  fresh.wait = first_wait_;
+  fresh.wait = ledger_.has_paid() ? kShortestWait : first_wait_;
   return requests_.emplace(id, fresh).first->second;
 }
 
@@ -63,7 +63,7 @@ void AutoController::go_plain(Request& request, TauReason why) {
   request.plain = true;
   request.why = why;
   request.waited = 0;
-  if (ledger_.has_paid()) first_wait_ = request.wait = kShortestWait;
+  if (request.net > 0) first_wait_ = request.wait = kShortestWait;
   else if (request.after_probe && why != TauReason::latency) first_wait_ = request.wait = std::min(2 * request.wait, kLongestWait);
   request.good_cycles = 0;
 }
@@ -79,6 +79,7 @@ bool AutoController::wants_probe(Request& request, const Candidate& candidate, i
   request.plain = false;
   request.after_probe = true;
   request.probes_left = kProbeCycles;
+  request.credit = 0;
   return true;
 }
 
@@ -157,8 +158,7 @@ void AutoController::best(std::span<const Candidate> candidates, std::span<TauCh
     if (draft.place > 1 || choices[draft.candidate].tau) continue;
     Request& r = request(candidates[draft.candidate].request);
     const double one_more = step_of_one + costs_.verify(sequences + 1);
-    const bool affordable = ledger_.balance() > 0.6 * SpeculationLedger::kAllowance;
-    if (one_more <= limit && (affordable || (sequences + r.acceptance.hopeful()) / one_more > sequences / costs_.plain(sequences))) {
+    if (one_more <= limit && (r.credit > 0 || (sequences + r.acceptance.hopeful()) / one_more > sequences / costs_.plain(sequences))) {
       choices[draft.candidate].tau = 1;
       continue;
     }
@@ -167,7 +167,9 @@ void AutoController::best(std::span<const Candidate> candidates, std::span<TauCh
   }
 }
 
-void AutoController::count(Request& r, const Judged& judged) {
+void AutoController::count(Request& r, const Judged& judged, double gained) {
+  r.credit = std::min(r.credit + gained, kCredit);
+  r.net = SpeculationLedger::kNetDecay * r.net + gained;
   const int tried = judged.accepted < judged.tau ? judged.accepted + 1 : judged.tau;
   for (int place = 1; place <= tried; ++place) {
     const bool accepted = place <= judged.accepted;
@@ -189,19 +191,20 @@ void AutoController::count(Request& r, const Judged& judged) {
 void AutoController::observe(const CycleCost& cost, std::span<const Judged> judged) {
   const double usual = costs_.cycle(cost.steps, cost.steps ? double(cost.rows - cost.sequences) / cost.steps : 0, cost.rows);
   costs_.add(cost);
-  const bool drafted = cost.rows > cost.sequences;
-  passes_since_plain_ = drafted ? passes_since_plain_ + 1 : 0;
+  const int drafts = cost.rows - cost.sequences;
+  const double plain = costs_.plain(cost.sequences);
+  const double seconds = usual > 0 ? std::min(cost.total(), kHiccup * usual) : cost.total();
+  const double dearer = plain > 0 ? seconds / plain - 1 : 0;  // plain passes, shared among its drafts
+  passes_since_plain_ = drafts ? passes_since_plain_ + 1 : 0;
   int emitted = 0;
   for (const Judged& each : judged) {
     emitted += each.emitted;
     Request& r = request(each.request);
-    if (each.tau > 0) count(r, each);
+    if (each.tau > 0) count(r, each, each.emitted - 1 - dearer * cost.sequences * each.tau / drafts);
     else if (r.plain) ++r.waited;
   }
-  if (!drafted) return ledger_.plain(1);
-  const double plain = costs_.plain(cost.sequences);
-  const double seconds = usual > 0 ? std::min(cost.total(), kHiccup * usual) : cost.total();
-  if (plain > 0 && cost.sequences > 0) ledger_.gained(double(emitted) / cost.sequences - seconds / plain);
+  if (drafts) ledger_.gained(double(emitted) / cost.sequences - 1 - dearer);
+  else ledger_.plain(1);
 }
 
 // Speculation pays for it, before it has brought anything. A request's first is part of its prompt.

@@ -15,6 +15,7 @@ namespace paceline {
 class SpeculationLedger {
  public:
   static constexpr double kAllowance = 6, kEarned = 0.02, kKept = 0.1;
+  static constexpr double kNetDecay = 0.999;  // per cycle: of late is a thousand cycles or so
 
   void plain(double passes) { balance_ += kEarned * passes; }
   void gained(double passes) {
@@ -23,11 +24,10 @@ class SpeculationLedger {
     balance_ = passes > 0 ? std::max(balance_, std::min(balance_ + passes, most)) : balance_ + passes;
   }
   double balance() const { return balance_; }
-  // Whether it has brought more than it cost, over the last thousand cycles or so.
+  // Whether it has brought more than it cost, of late.
   bool has_paid() const { return net_ > 0; }
 
  private:
-  static constexpr double kNetDecay = 0.999;
   double balance_ = kAllowance, net_ = 0;
 };
 
@@ -47,6 +47,7 @@ class AutoController : public Controller {
   virtual TauReason best_reason() const { return TauReason::best; }
 
  private:
+  static constexpr double kCredit = 2.5;
   struct Request {
     AcceptanceEstimate acceptance;
     bool plain = false;       // decodes plainly until it probes
@@ -55,6 +56,8 @@ class AutoController : public Controller {
     int64_t waited = 0, wait = 0;  // cycles of the plain stretch, and how many until the next probe
     int probes_left = 0;
     int good_cycles = 0;      // of speculation, since the last probe
+    double credit = kCredit;  // what its drafts brought less what they cost, in tokens of plain decoding: at most kCredit
+    double net = 0;           // the same of late, without a bound
   };
   // One more draft of one candidate.
   struct Draft {
@@ -69,7 +72,7 @@ class AutoController : public Controller {
   bool wants_probe(Request& request, const Candidate& candidate, int sequences, double* reserved);
   void go_plain(Request& request, TauReason why);
   void best(std::span<const Candidate> candidates, std::span<TauChoice> choices, int free_rows, int probe_steps);
-  void count(Request& request, const Judged& judged);
+  void count(Request& request, const Judged& judged, double gained);
 
   ControllerOptions options_;
   Costs costs_;

@@ -6,6 +6,7 @@ namespace paceline {
 namespace {
 
 constexpr long kForgetAfter = 1024;  // passes: a context or a load later, an old value says nothing
+constexpr int kSettled = 4;          // passes after which a median says how dear passes are now
 constexpr double kCatchUpDecay = 0.2;
 
 }  // namespace
@@ -25,10 +26,20 @@ CostCurve::CostCurve(int most_rows) : seen_(size_t(most_rows) + 1) { knots_.rese
 void CostCurve::add(int rows, double seconds, bool ages) {
   if (rows < 1 || rows >= int(seen_.size()) || !(seconds >= 0)) return;
   Seen& seen = seen_[rows];
+  const double before = seen.known() >= kSettled ? seen.median() : 0;
   seen.seconds[seen.count++ % seen.seconds.size()] = seconds;
   passes_ += ages;
   seen.last_pass = passes_;
+  if (before > 0) move_others(seen, seen.median() / before);
   fit();
+}
+
+// The factors of one number's medians multiply to last over first, so that noise does not walk away with the others.
+void CostCurve::move_others(const Seen& seen, double factor) {
+  if (factor == 1) return;
+  for (Seen& other : seen_)
+    if (&other != &seen && other.count)
+      for (double& value : other.seconds) value *= factor;
 }
 
 // Pool adjacent violators: a number of rows that seems cheaper than a smaller one shares its mean, each weighted by its passes.

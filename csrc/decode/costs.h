@@ -11,7 +11,8 @@ namespace paceline {
 // Seconds against rows, as far as passes have shown it. Of each number of rows the median of its last eight passes counts; the medians are
 // made to rise with the rows (isotonic regression), lines run between them, and beyond the last one the line that fits all of them goes on.
 // Below the first one nothing is gained: T(first). What no pass has shown for a long time is forgotten, but not while decoding is plain: then
-// it is all that is known of the rest.
+// it is all that is known of the rest. Where passes of one number of rows grow dearer or cheaper (the machine's load, the context), the other
+// numbers are taken to have done likewise.
 class CostCurve {
  public:
   explicit CostCurve(int most_rows);
@@ -30,6 +31,7 @@ class CostCurve {
   struct Knot {
     double rows, seconds, weight;
   };
+  void move_others(const Seen& seen, double factor);
   void fit();
 
   std::vector<Seen> seen_;    // [most rows + 1]
