@@ -10,27 +10,9 @@
 #include <span>
 
 #include "decode/costs.h"
+#include "decode/tau_reason.h"
 
 namespace paceline {
-
-// Why a cycle has the tau that was wanted. The trace shows it.
-enum class TauReason : uint8_t {
-  fixed,      // the engine's setting
-  request,    // the request's own
-  start,      // nothing is known yet
-  best,       // most tokens per second, from what cycles cost and how many drafts were accepted of late
-  not_worth,  // no draft: what it would bring is less than what it costs
-  slower,     // no draft: speculation was measured, and was slower than plain decoding
-  probe,      // after a plain stretch: has it become better?
-  measure,    // no draft: what plain decoding costs has not been seen for long
-  latency,    // best among those that keep the latency target
-  budget,     // as many as may be, within the rows that a pass may verify
-};
-constexpr int kNumTauReasons = int(TauReason::budget) + 1;
-inline const char* name_of(TauReason reason) {
-  constexpr const char* names[kNumTauReasons] = {"fixed", "request", "start", "best", "not_worth", "slower", "probe", "measure", "latency", "budget"};
-  return names[int(reason)];
-}
 
 enum class Policy { fixed, automatic, budget, latency };
 
@@ -38,15 +20,15 @@ struct ControllerOptions {
   Policy policy = Policy::fixed;
   int tau = 0;               // fixed: of every cycle; else at most
   int max_sequences = 1;
-  int verify_budget = 0;     // rows of a pass at most, under `budget`
   double latency_target = 0; // seconds between two chunks at the 99th percentile, under `latency`
 };
 
 // A request that takes part in the next cycle.
 struct Candidate {
   int64_t request;
-  int most;  // drafts it can take: of its own setting, its length, the draft's context
+  int most;  // drafts it can take: of its length and the draft's context
   int lag;   // positions of it that the draft has to read in a pass of their own before it can propose
+  int own = -1;  // drafts that it has asked for itself: it gets them
 };
 
 struct TauChoice {
@@ -58,6 +40,7 @@ struct TauChoice {
 struct Judged {
   int64_t request;
   int tau, accepted, emitted;
+  bool own = false;  // its tau was its own
 };
 
 class Controller {

@@ -23,6 +23,7 @@ AutoController::AutoController(const ControllerOptions& options)
     : options_(options), costs_(options.max_sequences, options.max_sequences * (options.tau + 1)), pooled_(kPriorAcceptance),
       seen_(options.tau, 0.0), expected_(options.tau, 0.0), first_wait_(kShortestWait), passes_since_plain_(kMeasureEvery - kMeasureFirst) {
   drafts_.reserve(size_t(options.max_sequences) * options.tau);
+  verify_seconds_.reserve(size_t(options.max_sequences) * (options.tau + 1) + 1);
 }
 
 double AutoController::cycle_limit() const { return std::numeric_limits<double>::infinity(); }
@@ -86,7 +87,8 @@ bool AutoController::wants_probe(Request& request, const Candidate& candidate, i
 void AutoController::choose(std::span<const Candidate> candidates, std::span<TauChoice> choices) {
   const int sequences = int(candidates.size());
   const auto everybody = [&](TauReason reason, int tau) {
-    for (int i = 0; i < sequences; ++i) choices[i] = {std::min(tau, candidates[i].most), reason};
+    for (int i = 0; i < sequences; ++i)
+      choices[i] = candidates[i].own >= 0 ? TauChoice{candidates[i].own, TauReason::request} : TauChoice{std::min(tau, candidates[i].most), reason};
   };
   if (passes_since_plain_ >= kMeasureEvery) return everybody(TauReason::measure, 0);
   if (!costs_.knows_plain() || !costs_.knows_draft()) return everybody(TauReason::start, std::min(kStartTau, options_.tau));
@@ -96,7 +98,11 @@ void AutoController::choose(std::span<const Candidate> candidates, std::span<Tau
   for (int i = 0; i < sequences; ++i) {
     Request& r = request(candidates[i].request);
     choices[i] = {0, r.why};
-    if (candidates[i].most < 1) {
+    if (candidates[i].own >= 0) {
+      choices[i] = {candidates[i].own, TauReason::request};
+      probe_rows += std::min(candidates[i].own, candidates[i].most);
+      probe_steps = std::max(probe_steps, std::min(candidates[i].own, candidates[i].most));
+    } else if (candidates[i].most < 1) {
       choices[i].reason = best_reason();
     } else if (wants_probe(r, candidates[i], sequences, &reserved)) {
       choices[i] = {probe_tau(candidates[i], sequences), TauReason::probe};
@@ -125,7 +131,10 @@ void AutoController::best(std::span<const Candidate> candidates, std::span<TauCh
       drafts_.push_back({i, place, chance *= hazard(request(candidates[i].request), place)});
     choices[i] = {0, best_reason()};
   }
-  std::stable_sort(drafts_.begin(), drafts_.end(), [](const Draft& a, const Draft& b) { return a.reached_and_right > b.reached_and_right; });
+  std::sort(drafts_.begin(), drafts_.end(), [](const Draft& a, const Draft& b) {
+    return a.reached_and_right != b.reached_and_right ? a.reached_and_right > b.reached_and_right
+                                                      : std::pair(a.candidate, a.place) < std::pair(b.candidate, b.place);
+  });
   const int most_rows = std::min(known, free_rows + int(drafts_.size()));
   verify_seconds_.assign(size_t(std::max(most_rows, free_rows)) + 1, 0.0);
   for (int rows = free_rows; rows < int(verify_seconds_.size()); ++rows) verify_seconds_[rows] = costs_.verify(rows);
@@ -196,14 +205,18 @@ void AutoController::observe(const CycleCost& cost, std::span<const Judged> judg
   const double seconds = usual > 0 ? std::min(cost.total(), kHiccup * usual) : cost.total();
   const double dearer = plain > 0 ? seconds / plain - 1 : 0;  // plain passes, shared among its drafts
   passes_since_plain_ = drafts ? passes_since_plain_ + 1 : 0;
-  int emitted = 0;
+  double all_gained = 0;  // tokens; what a request has asked for itself is its own affair
   for (const Judged& each : judged) {
-    emitted += each.emitted;
     Request& r = request(each.request);
-    if (each.tau > 0) count(r, each, each.emitted - 1 - dearer * cost.sequences * each.tau / drafts);
-    else if (r.plain) ++r.waited;
+    if (each.tau > 0) {
+      const double gained = each.emitted - 1 - dearer * cost.sequences * each.tau / drafts;
+      if (!each.own) all_gained += gained;
+      count(r, each, gained);
+    } else if (r.plain) {
+      ++r.waited;
+    }
   }
-  if (drafts) ledger_.gained(double(emitted) / cost.sequences - 1 - dearer);
+  if (drafts) ledger_.gained(all_gained / cost.sequences);
   else ledger_.plain(1);
 }
 

@@ -1,6 +1,4 @@
 // A tau that does not change, and a budget over all sequences of a pass.
-#include <algorithm>
-
 #include "decode/controller_auto.h"
 #include "decode/controller_latency.h"
 
@@ -11,7 +9,7 @@ class FixedController : public Controller {
  public:
   explicit FixedController(int tau, TauReason reason) : tau_(tau), reason_(reason) {}
   void choose(std::span<const Candidate> candidates, std::span<TauChoice> choices) override {
-    for (size_t i = 0; i < candidates.size(); ++i) choices[i] = {std::min(tau_, candidates[i].most), reason_};
+    for (size_t i = 0; i < candidates.size(); ++i) choices[i] = candidates[i].own >= 0 ? TauChoice{candidates[i].own, TauReason::request} : TauChoice{tau_, reason_};
   }
   void observe(const CycleCost&, std::span<const Judged>) override {}
   void observe_catch_up(int64_t, int, double) override {}

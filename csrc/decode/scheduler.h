@@ -5,10 +5,12 @@
 #include <map>
 #include <memory>
 
+#include "decode/controller.h"
 #include "decode/cycle.h"
 #include "decode/prefill_cost.h"
 #include "decode/prefix_cache.h"
 #include "decode/sequence.h"
+#include "decode/trace.h"
 
 namespace paceline {
 
@@ -25,7 +27,11 @@ struct EngineOptions {
   bool debug_hash = false;             // fill the hashes of Output
   int64_t profile_first = 0, profile_last = 0;  // cycles that a profiler captures, counted from 1; 0 = none
   int cycles_in_flight = 0;            // launched before results are read, at most; 0 = what the backend is best with
+  Policy policy = Policy::fixed;       // who chooses each cycle's tau
+  int verify_budget = 0;               // under Policy::budget: rows that a pass of the target verifies at most, one per sequence at least
+  double latency_target = 0;           // under Policy::latency: seconds between two chunks of a request at most, at the 99th percentile
   int prefill_chunk_beside = 0;        // rows of a prefill pass while others decode; 0 = what costs four plain passes, learned
+  int trace_cycles = 4096;             // records of the trace at most, one per request and cycle; 0 = none
   int64_t prefix_cache_bytes = -1;     // KV that ended requests leave for later ones; -1 = all that nobody needs, 0 = none
 };
 
@@ -49,6 +55,7 @@ class Scheduler {
   const RequestStats& stats() const { return stats_; }
   bool idle() const { return waiting_.empty() && active_.empty(); }
   int waiting() const { return int(waiting_.size()); }  // not admitted yet
+  const Trace& trace() const { return trace_; }
   const PrefixCache& prefix_cache() const { return prefix_cache_; }
 
   // [drafts + 1, target vocab] log-softmax of the raw logits, row t conditioned on prefix and drafts[0, t). prefix not empty.
@@ -57,9 +64,21 @@ class Scheduler {
   size_t workspace_bytes() const;
 
  private:
+  struct Flight {
+    struct Part {
+      int64_t request;
+      int most;  // tokens it emits at most
+      int wanted_tau;
+      TauReason reason;
+    };
+    std::vector<Part> parts;
+    int64_t cycle = 0;        // its number, from 1
+    Clock::time_point start;  // when it was launched
+  };
+
   int vocab_limit() const { return cycle_.limits().vocab_limit; }
   int end_length(int prompt_length, const RequestParams& params) const;
-  int wanted_tau(const Sequence& sequence) const;
+  void choose_taus();
   bool can_draft(const Sequence& sequence) const;
   void admit();
   void enter(Sequence& sequence, int slot);
@@ -75,7 +94,10 @@ class Scheduler {
   bool launch();
   void profile_cycle();
   void collect(std::vector<Output>& outputs);
-  void commit(Sequence& sequence, std::vector<Output>& outputs);
+  void measure_host();
+  CycleCost cost() const;
+  void commit(Sequence& sequence, const Flight::Part& part, std::vector<Output>& outputs);
+  void record(const Sequence& sequence, const Flight::Part& part, const Output& output);
   void finish(Sequence& sequence, Output& output, FinishReason reason);
   void drop_cancelled(std::vector<Output>& outputs);
 
@@ -94,11 +116,16 @@ class Scheduler {
   std::deque<std::unique_ptr<Sequence>> waiting_;   // in order of arrival
   std::vector<std::unique_ptr<Sequence>> active_;   // in order of admission
   std::vector<bool> slot_taken_;
+  std::unique_ptr<Controller> controller_;
+  std::vector<Candidate> candidates_;               // for the controller, and its answer: of those who take part in the next cycle
+  std::vector<TauChoice> choices_;
+  std::vector<Judged> judged_;                      // what it is told of the cycle that is read now
   std::vector<int64_t> cancelled_;
-  struct Flight {
-    std::vector<std::pair<int64_t, int>> emits;  // request, and how many tokens at most
-  };
   std::deque<Flight> flights_;                      // cycles under way, oldest first
+  Flight collected_;                                // whose results are read now
+  double host_seconds_ = 0;                         // that the host took for it
+  Clock::time_point began_ = Clock::now(), last_read_;  // last_read_: results of the cycle before; none if something else ran since
+  Trace trace_;
   RequestStats stats_;
   Demand promised_;                                 // to all that are active
   int64_t next_id_ = 1, cycles_launched_ = 0;

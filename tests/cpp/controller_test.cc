@@ -107,7 +107,7 @@ TEST(a_lost_cause_is_probed_ever_more_rarely) {
     if (cycle > 100 && !probe) {
       const TauReason reason = simulation.last_reason();
       const bool said = reason == TauReason::not_worth || reason == TauReason::slower;
-      CHECK(said && simulation.last_tau() == 0, "cycle ", cycle, ": ", name_of(reason), ", tau ", simulation.last_tau());
+      CHECK(said && simulation.last_tau() == 0, "cycle ", cycle, ": ", kTauReasons[int(reason)], ", tau ", simulation.last_tau());
     }
   }
   CHECK(probes.size() >= 5 && probes.size() <= 16, probes.size(), " probes");

@@ -84,13 +84,16 @@ class Twins {
       : sizes(s), stride(s.max_len + s.tau_max + 1), tokens("tokens", size_t(s.slots) * stride), length("length", s.slots),
         running("running", s.slots), wanted_tau("wanted_tau", s.slots), drafting("drafting", s.slots),
         target_cached("target_cached", s.slots), draft_cached("draft_cached", s.slots), draft_fed("draft_fed", s.slots),
-        first_row("first_row", s.slots), draft_row("draft_row", size_t(s.tau_max) * s.slots), params("params", s.slots),
+        first_row("first_row", s.slots), draft_row("draft_row", size_t(s.tau_max + 1) * s.slots), params("params", s.slots),
         draft_logits("draft_logits", size_t(s.tau_max + 1) * s.slots * s.draft_vocab),
         logits("logits", size_t(s.tau_max + 1) * s.slots * s.vocab), draft_pass(2 * s.slots), verify_pass(s.slots * (s.tau_max + 1)),
         results("results", s.slots), emitted("results.tokens", size_t(s.slots) * (s.tau_max + 1)),
         logprobs("results.logprobs", emitted.size()),
         top_ids("results.top_ids", emitted.size() * kMaxTopLogprobs), top_logprobs("results.top_logprobs", top_ids.size()),
-        hashes("results.row_hashes", emitted.size()), scratch(scratch_bytes()) {
+        hashes("results.row_hashes", emitted.size()), rows("evidence.rows", 1), drafted("evidence.drafted", size_t(s.slots) * s.tau_max),
+        draft_logprob("evidence.draft_logprob", drafted.size()), target_logprob("evidence.target_logprob", drafted.size()),
+        agreements("evidence.agreement", drafted.size()), catch_up_agreement("evidence.catch_up_agreement", s.slots),
+        extra_probability("evidence.extra_probability", s.slots), scratch(scratch_bytes()) {
     cpu().prepare_sampling(s.slots, s.tau_max, Acceptance::coupled, s.vocab);
   }
 
@@ -114,6 +117,11 @@ class Twins {
   CycleResults outcome(bool on_device) {
     return {results.at(on_device), emitted.at(on_device), logprobs.at(on_device), top_ids.at(on_device), top_logprobs.at(on_device),
             hashes_wanted ? hashes.at(on_device) : nullptr};
+  }
+
+  CycleEvidence evidence(bool on_device) {
+    return {rows.at(on_device), drafted.at(on_device), draft_logprob.at(on_device), target_logprob.at(on_device),
+            agreements.at(on_device), catch_up_agreement.at(on_device), extra_probability.at(on_device)};
   }
 
   // After the host has changed anything.
@@ -144,6 +152,20 @@ class Twins {
     cuda::plan_verify(stream(), state(true), verify_pass.rows(true));
     check_state(where + ", plan_verify"), verify_pass.check(where + ", plan_verify");
   }
+  void check_evidence(const std::string& where) const {
+    check_all(where, rows, drafted, draft_logprob, target_logprob, agreements, catch_up_agreement, extra_probability);
+  }
+  void record_catch_up(const std::string& where) {
+    draft_logits.upload();
+    cpu().record_catch_up(state(false), evidence(false));
+    cuda::record_catch_up(stream(), state(true), evidence(true), memory());
+    check_evidence(where + ", record_catch_up");
+  }
+  void record_cycle(const std::string& where) {
+    cpu().record_cycle(state(false), verify_pass.rows(false), logits.host(), sizes.vocab, outcome(false), evidence(false));
+    cuda::record_cycle(stream(), state(true), verify_pass.rows(true), logits.at(true), sizes.vocab, evidence(true), memory());
+    check_evidence(where + ", record_cycle"), check_state(where + ", record_cycle");
+  }
   void sample_draft(const std::string& where, int step) {
     draft_logits.upload();
     cpu().sample_draft(state(false), step);
@@ -167,12 +189,14 @@ class Twins {
       float* rows = draft_logits.host() + size_t(state(false).draft_logits_row(step)) * sizes.draft_vocab;
       for (int row = 0; row < draft_pass.live[0]; ++row)
         draft_model(draft_pass.slot[row], draft_pass.position[row] + 1, sizes.draft_vocab, rows + size_t(row) * sizes.draft_vocab);
+      if (step == 0) record_catch_up(where);
       sample_draft(place, step);
     }
     plan_verify(where);
     for (int row = 0; row < verify_pass.live[0]; ++row)
       target_model(verify_pass.slot[row], verify_pass.position[row] + 1, sizes.vocab, logits.host() + size_t(row) * sizes.vocab);
     accept(where);
+    record_cycle(where);
   }
 
   cuda::SamplingScratch memory() { return {scratch.data(), sizes.vocab}; }
@@ -191,6 +215,9 @@ class Twins {
   Both<int32_t> top_ids;
   Both<float> top_logprobs;
   Both<uint64_t> hashes;
+  Both<int32_t> rows, drafted;
+  Both<float> draft_logprob, target_logprob, agreements, catch_up_agreement;
+  Both<double> extra_probability;
   Device<unsigned char> scratch;
 };
 

@@ -3,28 +3,11 @@
 #include <chrono>
 
 #include "backend/cpu/cpu_backend.h"
+#include "backend/cpu/cycle_rows.h"
 #include "math/cycle_rules.h"
 
 namespace paceline::cpu {
 namespace {
-
-NoiseAddress address(const SlotParams& params, int position, int cycle_start, Purpose purpose) {
-  return {params.seed, uint32_t(position), uint32_t(cycle_start), purpose, params.sample_index};
-}
-
-// The row that chooses the token at `position`: everything before it, drafts included, is its history.
-RowTask row_task(const CycleState& state, int slot, int position, const float* logits, int row_size, int vocab_limit) {
-  return {logits, row_size, vocab_limit, state.params + slot, state.tokens + size_t(slot) * state.tokens_stride, position};
-}
-
-const float* draft_row(const CycleState& state, int slot, int step) {
-  const size_t row = state.draft_logits_row(step) + state.draft_row[step * state.num_slots + slot];
-  return state.draft_logits + row * state.draft_vocab_size;
-}
-
-RowTask draft_task(const CycleState& state, int slot, int step) {
-  return row_task(state, slot, state.length[slot] + step, draft_row(state, slot, step), state.draft_vocab_size, state.draft_vocab_limit);
-}
 
 void append(const Rows& rows, int slot, int position, int token) {
   const int row = (*rows.live)++;
@@ -56,7 +39,7 @@ Choice judge(const SamplingKernels& kernels, const CycleState& state, int slot, 
     const int32_t token = kernels.choose(target, own);
     return {token, drafted && token == draft};
   }
-  const ProcessedRow proposed = kernels.process(draft_task(state, slot, i), draft_scratch);
+  const ProcessedRow proposed = kernels.process(draft_task(state, slot, i, start), draft_scratch);
   if (proposed.fault) return {kernels.choose(target, own), false};  // fail closed: a token is drawn from the target alone
   const uint64_t target_mass = kernels.mass(target), draft_mass = kernels.mass(proposed);
   const double u = accept_uniform_at(address(params, position, start, Purpose::accept));
@@ -80,11 +63,12 @@ void CpuBackend::plan_draft(const CycleState& state, int step, const Rows& rows)
   for (int slot = 0; slot < state.num_slots; ++slot) {
     if (state.drafting[slot] <= step) continue;
     const int last = state.length[slot] - 1 + step;
+    if (step == 0) state.draft_row_of(kCatchUp, slot) = state.draft_fed[slot] < last ? *rows.live : -1;
     const int32_t* tokens = state.tokens + size_t(slot) * state.tokens_stride;
     for (int position = state.draft_fed[slot]; position <= last; ++position)
       append(rows, slot, position, tokens[position] < state.draft_vocab_size ? tokens[position] : 0);
     state.draft_fed[slot] = last + 1;
-    state.draft_row[step * state.num_slots + slot] = *rows.live - 1;
+    state.draft_row_of(step, slot) = *rows.live - 1;
   }
 }
 
@@ -92,12 +76,12 @@ void CpuBackend::sample_draft(const CycleState& state, int step) {
   pool_->run([&](int thread, int num_threads) {
     for (int slot = thread; slot < state.num_slots; slot += num_threads) {
       if (state.drafting[slot] <= step) continue;
-      const ProcessedRow row = sampling_->process(draft_task(state, slot, step), scratch(thread));
+      const int start = state.length[slot];
+      const ProcessedRow row = sampling_->process(draft_task(state, slot, step, start), scratch(thread));
       if (row.fault) {  // no proposal: verify what there is
         state.drafting[slot] = step;
         continue;
       }
-      const int start = state.length[slot];
       const Purpose purpose = state.acceptance == Acceptance::coupled ? Purpose::token : Purpose::draft;
       state.tokens[size_t(slot) * state.tokens_stride + start + step] =
           sampling_->choose(row, address(state.params[slot], start + step, start, purpose));
