@@ -12,7 +12,8 @@ Cycle::Limits cycle_limits(const Backend& backend, const Model& target, const Mo
   const int in_flight = options.cycles_in_flight ? options.cycles_in_flight : backend.cycles_in_flight();
   const int vocab_limit = options.vocab_limit ? options.vocab_limit : target.vocab_size();
   return {options.max_num_seqs, draft ? options.num_speculative_tokens : 0, options.max_model_len, vocab_limit, options.acceptance,
-          options.debug_hash, draft && options.trace_cycles > 0, in_flight};
+          options.debug_hash, draft && options.trace_cycles > 0, in_flight,
+          draft && (options.policy == Policy::budget || options.min_draft_confidence > 0)};
 }
 
 PrefixCache::Pool pool_of(Model* model) {
@@ -54,12 +55,17 @@ Scheduler::Scheduler(Backend& backend, Model& target, Model* draft, const Engine
       prefix_cache_(pool_of(&target), pool_of(draft), options.prefix_cache_bytes), prefill_rows_(backend, options.prefill_chunk),
       verify_rows_(backend, options.max_num_seqs * (options.num_speculative_tokens + 1)),
       slot_taken_(options.max_num_seqs, false),
-      controller_(make_controller({options.policy, cycle_.limits().tau_max, options.max_num_seqs, options.latency_target})), trace_(options.trace_cycles, cycle_.limits().tau_max) {
+      controller_(options.controller ? options.controller
+                                     : make_controller({options.policy, cycle_.limits().tau_max, options.max_num_seqs, options.latency_target})), trace_(options.trace_cycles, cycle_.limits().tau_max) {
   require(draft || options.num_speculative_tokens == 0, "[Engine] num_speculative_tokens must be 0 without a draft, got ",
           options.num_speculative_tokens);
   require(vocab_limit() <= target.vocab_size(), "[Engine] vocab_limit must be at most the target's vocab_size ", target.vocab_size(),
           ", got ", vocab_limit());
   require(target.vocab_size() <= kMaxVocabSize, "[Engine] vocab_size must be at most ", kMaxVocabSize, ", got ", target.vocab_size());
+  if (cycle_.limits().may_stop_early) {
+    cycle_.set_verify_budget(options.verify_budget);
+    for (int slot = 0; slot < options.max_num_seqs; ++slot) cycle_.set_stop_below(slot, options.min_draft_confidence);
+  }
   candidates_.reserve(options.max_num_seqs);
   choices_.reserve(options.max_num_seqs);
   judged_.reserve(options.max_num_seqs);

@@ -30,6 +30,8 @@ struct EngineOptions {
   Policy policy = Policy::fixed;       // who chooses each cycle's tau
   int verify_budget = 0;               // under Policy::budget: rows that a pass of the target verifies at most, one per sequence at least
   double latency_target = 0;           // under Policy::latency: seconds between two chunks of a request at most, at the 99th percentile
+  float min_draft_confidence = 0;      // a draft run ends before a position at which the draft's largest probability is less; 0 = never
+  std::shared_ptr<Controller> controller;  // in the policy's place, for tests; null: make_controller's
   int prefill_chunk_beside = 0;        // rows of a prefill pass while others decode; 0 = what costs four plain passes, learned
   int trace_cycles = 4096;             // records of the trace at most, one per request and cycle; 0 = none
   int64_t prefix_cache_bytes = -1;     // KV that ended requests leave for later ones; -1 = all that nobody needs, 0 = none
@@ -116,7 +118,7 @@ class Scheduler {
   std::deque<std::unique_ptr<Sequence>> waiting_;   // in order of arrival
   std::vector<std::unique_ptr<Sequence>> active_;   // in order of admission
   std::vector<bool> slot_taken_;
-  std::unique_ptr<Controller> controller_;
+  std::shared_ptr<Controller> controller_;
   std::vector<Candidate> candidates_;               // for the controller, and its answer: of those who take part in the next cycle
   std::vector<TauChoice> choices_;
   std::vector<Judged> judged_;                      // what it is told of the cycle that is read now
