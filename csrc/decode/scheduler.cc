@@ -55,8 +55,7 @@ Scheduler::Scheduler(Backend& backend, Model& target, Model* draft, const Engine
       prefix_cache_(pool_of(&target), pool_of(draft), options.prefix_cache_bytes), prefill_rows_(backend, options.prefill_chunk),
       verify_rows_(backend, options.max_num_seqs * (options.num_speculative_tokens + 1)),
       slot_taken_(options.max_num_seqs, false),
-      controller_(options.controller ? options.controller
-                                     : make_controller({options.policy, cycle_.limits().tau_max, options.max_num_seqs, options.latency_target})), trace_(options.trace_cycles, cycle_.limits().tau_max) {
+      controller_(make_controller({options.policy, cycle_.limits().tau_max, options.max_num_seqs, options.latency_target})), trace_(options.trace_cycles, cycle_.limits().tau_max) {
   require(draft || options.num_speculative_tokens == 0, "[Engine] num_speculative_tokens must be 0 without a draft, got ",
           options.num_speculative_tokens);
   require(vocab_limit() <= target.vocab_size(), "[Engine] vocab_limit must be at most the target's vocab_size ", target.vocab_size(),

@@ -27,14 +27,13 @@ struct EngineOptions {
   bool debug_hash = false;             // fill the hashes of Output
   int64_t profile_first = 0, profile_last = 0;  // cycles that a profiler captures, counted from 1; 0 = none
   int cycles_in_flight = 0;            // launched before results are read, at most; 0 = what the backend is best with
+  int prefill_chunk_beside = 0;        // rows of a prefill pass while others decode; 0 = what costs four plain passes, learned
+  int trace_cycles = 4096;             // records of the trace at most, one per request and cycle; 0 = none
+  int64_t prefix_cache_bytes = -1;     // KV that ended requests leave for later ones; -1 = all that nobody needs, 0 = none
   Policy policy = Policy::fixed;       // who chooses each cycle's tau
   int verify_budget = 0;               // under Policy::budget: rows that a pass of the target verifies at most, one per sequence at least
   double latency_target = 0;           // under Policy::latency: seconds between two chunks of a request at most, at the 99th percentile
   float min_draft_confidence = 0;      // a draft run ends before a position at which the draft's largest probability is less; 0 = never
-  std::shared_ptr<Controller> controller;  // in the policy's place, for tests; null: make_controller's
-  int prefill_chunk_beside = 0;        // rows of a prefill pass while others decode; 0 = what costs four plain passes, learned
-  int trace_cycles = 4096;             // records of the trace at most, one per request and cycle; 0 = none
-  int64_t prefix_cache_bytes = -1;     // KV that ended requests leave for later ones; -1 = all that nobody needs, 0 = none
 };
 
 class Scheduler {
@@ -55,6 +54,8 @@ class Scheduler {
   std::vector<Output> step();
   // Of all requests that have finished.
   const RequestStats& stats() const { return stats_; }
+  // In the place of the policy's own, before the first request: tests plant what cycles cost.
+  void set_controller(std::unique_ptr<Controller> controller) { controller_ = std::move(controller); }
   bool idle() const { return waiting_.empty() && active_.empty(); }
   int waiting() const { return int(waiting_.size()); }  // not admitted yet
   const Trace& trace() const { return trace_; }
@@ -118,7 +119,7 @@ class Scheduler {
   std::deque<std::unique_ptr<Sequence>> waiting_;   // in order of arrival
   std::vector<std::unique_ptr<Sequence>> active_;   // in order of admission
   std::vector<bool> slot_taken_;
-  std::shared_ptr<Controller> controller_;
+  std::unique_ptr<Controller> controller_;
   std::vector<Candidate> candidates_;               // for the controller, and its answer: of those who take part in the next cycle
   std::vector<TauChoice> choices_;
   std::vector<Judged> judged_;                      // what it is told of the cycle that is read now

@@ -76,6 +76,10 @@ class EngineOptions:
         cycles_in_flight: int,
         prefill_chunk_beside: int,
         prefix_cache_bytes: int,
+        policy: str,
+        verify_budget: int,
+        latency_target: float,
+        min_draft_confidence: float,
     ) -> None: ...
 
 @final

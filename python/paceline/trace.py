@@ -14,7 +14,7 @@ class Trace:
     Requests that share a pass share its cycle number, rows, sequences and times. Times are seconds.
     """
 
-    REASONS: ClassVar[tuple[str, ...]] = ("fixed", "request", "clamped")
+    REASONS: ClassVar[tuple[str, ...]] = ("fixed", "request", "start", "best", "not_worth", "slower", "probe", "measure", "latency", "budget")
     """Names of `reason`."""
     EXTRA_KINDS: ClassVar[tuple[str, ...]] = ("none", "residual", "bonus")
     """Names of `extra_kind`."""

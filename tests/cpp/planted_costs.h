@@ -9,12 +9,13 @@ namespace paceline::test {
 
 class PlantedCosts : public Controller {
  public:
-  PlantedCosts(const ControllerOptions& options, Machine machine, double jitter, uint64_t seed)
-      : controller_(make_controller(options)), machine_(std::move(machine)), jitter_(jitter), random_(seed) {}
+  PlantedCosts(const ControllerOptions& options, Machine machine, double jitter, uint64_t seed, std::map<int, long>* taus = nullptr)
+      : controller_(make_controller(options)), machine_(std::move(machine)), jitter_(jitter), random_(seed), taus_(taus) {}
 
   void choose(std::span<const Candidate> candidates, std::span<TauChoice> choices) override {
     controller_->choose(candidates, choices);
-    for (const TauChoice& choice : choices) ++taus[choice.tau], ++reasons[choice.reason];
+    if (taus_)
+      for (const TauChoice& choice : choices) ++(*taus_)[choice.tau];
   }
   void observe(const CycleCost& cost, std::span<const Judged> judged) override {
     std::normal_distribution<double> normal(0, jitter_);
@@ -25,14 +26,12 @@ class PlantedCosts : public Controller {
   void observe_catch_up(int64_t request, int rows, double) override { controller_->observe_catch_up(request, rows, machine_.catch_up(rows)); }
   void forget(int64_t request) override { controller_->forget(request); }
 
-  std::map<int, long> taus;  // how often each was chosen
-  std::map<TauReason, long> reasons;
-
  private:
   std::unique_ptr<Controller> controller_;
   Machine machine_;
   double jitter_;
   std::mt19937_64 random_;
+  std::map<int, long>* taus_;  // how often each was chosen
 };
 
 }  // namespace paceline::test

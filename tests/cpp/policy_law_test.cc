@@ -19,6 +19,7 @@ struct Case {
   std::string name;
   Acceptance acceptance;
   std::function<void(EngineOptions&)> adjust;
+  bool planted = false;  // what cycles cost is
 };
 
 template <class LawOf>
@@ -35,6 +36,12 @@ void enumerate(std::vector<int>& text, double weight, const LawOf& law_of, std::
 void check_law(const Case& c, double temperature) {
   const long n = statistics_size(500000);
   TableEngine engine(table_pair(kIds, DraftKind::noisy), c.acceptance, kTau, kBatch, 32, c.adjust);
+  if (c.planted) {
+    EngineOptions options;
+    c.adjust(options);
+    engine->set_controller(std::make_unique<PlantedCosts>(ControllerOptions{options.policy, kTau, kBatch, options.latency_target},
+                                                          Machine{"rising", 0.1, 0.06, 0.05}, 0.3, statistics_seed() + 9));
+  }
   RequestParams params;
   params.temperature = temperature;
   params.max_tokens = kMaxTokens;
@@ -70,24 +77,14 @@ void check_law(const Case& c, double temperature) {
 }
 
 std::vector<Case> cases(Acceptance acceptance) {
-  const auto planted = [](Policy policy, double latency) {
-    return [=](EngineOptions& options) {
-      options.policy = policy;
-      options.latency_target = latency;
-      options.controller = std::make_shared<PlantedCosts>(ControllerOptions{policy, kTau, kBatch, latency}, Machine{"rising", 0.1, 0.06, 0.05},
-                                                          0.3, statistics_seed() + 9);
-    };
-  };
   const std::string rule = acceptance == Acceptance::coupled ? "coupled, " : "rejection, ";
-  return {{rule + "fixed", acceptance, nullptr},
-          {rule + "auto", acceptance, planted(Policy::automatic, 0)},
-          {rule + "latency", acceptance, planted(Policy::latency, 2.2)},
+  return {{rule + "fixed", acceptance, [](EngineOptions&) {}},
+          {rule + "auto", acceptance, [](EngineOptions& options) { options.policy = Policy::automatic; }, true},
+          {rule + "latency", acceptance, [](EngineOptions& options) { options.policy = Policy::latency, options.latency_target = 2.2; }, true},
           {rule + "early stop", acceptance, [](EngineOptions& options) { options.min_draft_confidence = 0.5f; }},
           {rule + "budget", acceptance, [](EngineOptions& options) { options.policy = Policy::budget, options.verify_budget = 11; }},
-          {rule + "auto, early stop", acceptance, [=](EngineOptions& options) {
-             planted(Policy::automatic, 0)(options);
-             options.min_draft_confidence = 0.45f;
-           }}};
+          {rule + "auto, early stop", acceptance,
+           [](EngineOptions& options) { options.policy = Policy::automatic, options.min_draft_confidence = 0.45f; }, true}};
 }
 
 void check_all(const std::vector<Case>& all, double temperature) {
