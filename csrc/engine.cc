@@ -18,12 +18,18 @@ void check_options(const EngineOptions& o) {
   require(o.num_speculative_tokens >= 0 && o.num_speculative_tokens <= 64, "[Engine] num_speculative_tokens must be in [0, 64], got ",
           o.num_speculative_tokens);
   require(o.max_model_len >= 2, "[Engine] max_model_len must be at least 2, got ", o.max_model_len);
-  require(o.max_num_seqs >= 1 && o.max_num_seqs <= 256, "[Engine] max_num_seqs must be in [1, 256], got ", o.max_num_seqs);
+  require(o.max_num_seqs >= 1 && o.max_num_seqs <= kMaxSlots, "[Engine] max_num_seqs must be in [1, 256], got ", o.max_num_seqs);
   require(o.kv_dtype != DType::fp16, "[Engine] kv_dtype must be fp32 or bf16, got fp16");
   require(o.kv_cache_tokens >= 2, "[Engine] kv_cache_tokens must be at least 2, got ", o.kv_cache_tokens);
   require(o.prefill_chunk >= 1 && o.prefill_chunk <= 512, "[Engine] prefill_chunk must be in [1, 512], got ", o.prefill_chunk);
   require(o.prefill_chunk_beside >= 0, "[Engine] prefill_chunk_beside must be at least 0, got ", o.prefill_chunk_beside);
   require(o.trace_cycles >= 0 && o.trace_cycles <= 1 << 20, "[Engine] trace_cycles must be in [0, 1048576], got ", o.trace_cycles);
+  require(o.verify_budget >= 0 && (o.verify_budget > 0) == (o.policy == Policy::budget), "[Engine] verify_budget must be at least 1 row under "
+          "policy \"budget\" and 0 under others, got ", o.verify_budget);
+  require(o.latency_target >= 0 && (o.latency_target > 0) == (o.policy == Policy::latency), "[Engine] latency_target must be above 0 seconds "
+          "under policy \"latency\" and 0 under others, got ", o.latency_target);
+  require(o.min_draft_confidence >= 0 && o.min_draft_confidence < 1, "[Engine] min_draft_confidence must be in [0, 1), got ",
+          o.min_draft_confidence);
   require(o.prefix_cache_bytes >= -1, "[Engine] prefix_cache_bytes must be at least 0, or -1 for all that nobody needs, got ", o.prefix_cache_bytes);
   require(o.max_num_seqs * (o.num_speculative_tokens + 1) <= 512,
           "[Engine] max_num_seqs * (num_speculative_tokens + 1) must be at most 512 rows, got ", o.max_num_seqs * (o.num_speculative_tokens + 1));

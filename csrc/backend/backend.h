@@ -21,6 +21,7 @@ namespace paceline {
 
 constexpr int kPagePositions = 64;  // positions per KV page, and leaves of the attention tree
 constexpr int kPageGroup = 8;       // pages per inner node of the attention tree
+constexpr int kMaxSlots = 256;      // sequences decoding at once, at most
 constexpr int kMaxHeadDim = 256;    // largest head_dim a backend must serve
 
 // Backend memory, owned. Zeroed when made; a dry backend's has a size and no memory.
@@ -113,6 +114,12 @@ struct CycleState {
   int32_t* draft_row;      // [tau_max + 1, S] rows of a draft pass: first the one that step 0 caught up with, -1 where there was none,
                            // then that which proposed draft `step`
   SlotParams* params;      // [S]
+  int32_t* draft_fault;    // [S] 1 once a row of the draft was unusable in this cycle
+  // Where drafts may end early, by what is known before a position's token is drawn: the largest processed probability of its row.
+  bool may_stop_early;     // the next three are looked at
+  float* stop_below;       // [S] no draft where that is less; 0 = off. Written by the host between cycles, as the next one
+  int32_t* verify_budget;  // [1] rows of the verify pass at most, one per running slot at least; 0 = no limit
+  double* confidence;      // [S] product of these probabilities over the cycle's drafts so far: who may go on under a budget
   float* draft_logits;     // [(tau_max + 1) S, draft V]: every draft pass keeps its rows, so that acceptance judges the very
                            // rows the drafts were drawn from. Step 0 may have two rows per slot.
   const double* uniforms;  // [S, tau_max] what `rejection` judges drafts by, given by an audit; nullptr: the noise of their address

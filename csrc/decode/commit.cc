@@ -59,6 +59,7 @@ void Scheduler::commit(Sequence& sequence, const Flight::Part& part, std::vector
   stats.verify_time += output.verify_time;
   stats.sample_time += output.sample_time;
 
+  judged_.push_back({sequence.id, output.tau, result.accepted, kept, sequence.params.num_speculative_tokens >= 0});
   record(sequence, part, output);
   sequence.tokens.insert(sequence.tokens.end(), output.tokens.begin(), output.tokens.end());
   sequence.target_cached = result.target_cached;

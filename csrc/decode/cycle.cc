@@ -69,9 +69,13 @@ Cycle::Cycle(Backend& backend, Model& target, Model* draft, const Limits& limits
   state_.acceptance = limits.acceptance;
   state_.tokens = make<int32_t>(slots * state_.tokens_stride);
   for (int32_t** each : {&state_.length, &state_.running, &state_.wanted_tau, &state_.drafting, &state_.target_cached,
-                         &state_.draft_cached, &state_.draft_fed, &state_.first_row})
+                         &state_.draft_cached, &state_.draft_fed, &state_.first_row, &state_.draft_fault})
     *each = make<int32_t>(slots);
   state_.draft_row = make<int32_t>(slots * width_);
+  state_.may_stop_early = limits.may_stop_early;
+  state_.stop_below = make<float>(slots);
+  state_.verify_budget = make<int32_t>(1);
+  state_.confidence = make<double>(slots);
   state_.params = make<SlotParams>(slots);
   state_.draft_logits = make<float>(limits.tau_max ? slots * width_ * draft_vocab : 0);
   target_logits_ = make<float>(emitted * target.vocab_size());
@@ -129,6 +133,8 @@ void Cycle::start(int slot, const SlotParams& params, const std::vector<int32_t>
 void Cycle::set_target_cached(int slot, int positions) { backend_.upload(state_.target_cached + slot, &positions, sizeof positions); }
 void Cycle::set_draft_cached(int slot, int positions) { backend_.upload(state_.draft_cached + slot, &positions, sizeof positions); }
 void Cycle::set_wanted_tau(int slot, int tau) { backend_.upload(state_.wanted_tau + slot, &tau, sizeof tau); }
+void Cycle::set_stop_below(int slot, float confidence) { backend_.upload(state_.stop_below + slot, &confidence, sizeof confidence); }
+void Cycle::set_verify_budget(int rows) { backend_.upload(state_.verify_budget, &rows, sizeof rows); }
 void Cycle::set_running(int slot, bool running) {
   const int32_t value = running;
   backend_.upload(state_.running + slot, &value, sizeof value);

@@ -20,6 +20,7 @@ class Cycle {
     bool hash_logits;  // debug
     bool records;      // fills evidence for the trace
     int in_flight;     // cycles launched before the first one's results are read, at most
+    bool may_stop_early = false;  // drafts may end before the wanted tau: set_stop_below, set_verify_budget
   };
   // draft may be null.
   Cycle(Backend& backend, Model& target, Model* draft, const Limits& limits);
@@ -31,6 +32,8 @@ class Cycle {
   void set_draft_cached(int slot, int positions);
   void set_running(int slot, bool running);
   void set_wanted_tau(int slot, int tau);
+  void set_stop_below(int slot, float confidence);
+  void set_verify_budget(int rows);
 
   // One cycle for the running slots, `sequences` at most: tau drafts at most, all positions below `positions`. One launch, no waiting;
   // fewer than in_flight may be under way.

@@ -25,7 +25,7 @@ void Scheduler::prefill(bool draft) {
   Model& model = draft ? *draft_ : target_;
   std::vector<int32_t> slots, positions, tokens;
   const auto start = Clock::now();
-  std::vector<Sequence*> fed;
+  std::vector<std::pair<Sequence*, int>> fed;  // and rows
   const int most = prefill_rows(draft);
   for (const auto& each : active_) {
     Sequence& sequence = *each;
@@ -40,8 +40,8 @@ void Scheduler::prefill(bool draft) {
       positions.push_back(position);
       tokens.push_back(token < model.vocab_size() ? token : 0);
     }
+    fed.emplace_back(&sequence, end - cached);
     cached = end;
-    fed.push_back(&sequence);
   }
   const SpanScope span(backend_, Span::prefill, int64_t(tokens.size()));
   model.cache().publish();
@@ -53,10 +53,12 @@ void Scheduler::prefill(bool draft) {
   backend_.synchronize();
   last_read_ = {};
   Recent& row_seconds = draft ? draft_row_seconds_ : target_row_seconds_;
-  if (int(tokens.size()) >= kFewestRows) row_seconds.add(1e-9 * double(stamps[1] - stamps[0]) / double(tokens.size()));
-  for (Sequence* sequence : fed) {
+  const double seconds_per_row = 1e-9 * double(stamps[1] - stamps[0]) / double(tokens.size());
+  if (int(tokens.size()) >= kFewestRows) row_seconds.add(seconds_per_row);
+  for (const auto& [sequence, rows] : fed) {
     sequence->stats.prefill_time += seconds_since(start);
     ++sequence->stats.num_prefill_passes;
+    if (draft) controller_->observe_catch_up(sequence->id, rows, rows * seconds_per_row);
     if (draft) cycle_.set_draft_cached(sequence->slot, sequence->draft_cached);
     else cycle_.set_target_cached(sequence->slot, sequence->target_cached);
   }
@@ -85,7 +87,7 @@ bool Scheduler::may_catch_up(const Sequence& sequence) const { return !sequence.
 // Whether a draft whose cache had caught up would get to propose anything, now or later: both limits only come nearer.
 bool Scheduler::can_draft(const Sequence& sequence) const {
   const int length = sequence.length();
-  return clamped_tau(wanted_tau(sequence), length, sequence.end_length, length - 1, draft_->max_len()) > 0;
+  return clamped_tau(sequence.wanted_tau, length, sequence.end_length, length - 1, draft_->max_len()) > 0;
 }
 
 }  // namespace paceline

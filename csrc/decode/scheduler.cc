@@ -12,7 +12,8 @@ Cycle::Limits cycle_limits(const Backend& backend, const Model& target, const Mo
   const int in_flight = options.cycles_in_flight ? options.cycles_in_flight : backend.cycles_in_flight();
   const int vocab_limit = options.vocab_limit ? options.vocab_limit : target.vocab_size();
   return {options.max_num_seqs, draft ? options.num_speculative_tokens : 0, options.max_model_len, vocab_limit, options.acceptance,
-          options.debug_hash, draft && options.trace_cycles > 0, in_flight};
+          options.debug_hash, draft && options.trace_cycles > 0, in_flight,
+          draft && (options.policy == Policy::budget || options.min_draft_confidence > 0)};
 }
 
 PrefixCache::Pool pool_of(Model* model) {
@@ -27,12 +28,20 @@ Scheduler::Scheduler(Backend& backend, Model& target, Model* draft, const Engine
       cycle_(backend, target, draft, cycle_limits(backend, target, draft, options)),
       prefix_cache_(pool_of(&target), pool_of(draft), options.prefix_cache_bytes), prefill_rows_(backend, options.prefill_chunk),
       verify_rows_(backend, options.max_num_seqs * (options.num_speculative_tokens + 1)),
-      slot_taken_(options.max_num_seqs, false), trace_(options.trace_cycles, cycle_.limits().tau_max) {
+      slot_taken_(options.max_num_seqs, false),
+      controller_(make_controller({options.policy, cycle_.limits().tau_max, options.max_num_seqs, options.latency_target})), trace_(options.trace_cycles, cycle_.limits().tau_max) {
   require(draft || options.num_speculative_tokens == 0, "[Engine] num_speculative_tokens must be 0 without a draft, got ",
           options.num_speculative_tokens);
   require(vocab_limit() <= target.vocab_size(), "[Engine] vocab_limit must be at most the target's vocab_size ", target.vocab_size(),
           ", got ", vocab_limit());
   require(target.vocab_size() <= kMaxVocabSize, "[Engine] vocab_size must be at most ", kMaxVocabSize, ", got ", target.vocab_size());
+  if (cycle_.limits().may_stop_early) {
+    cycle_.set_verify_budget(options.verify_budget);
+    for (int slot = 0; slot < options.max_num_seqs; ++slot) cycle_.set_stop_below(slot, options.min_draft_confidence);
+  }
+  candidates_.reserve(options.max_num_seqs);
+  choices_.reserve(options.max_num_seqs);
+  judged_.reserve(options.max_num_seqs);
   const size_t logits = size_t(verify_rows_.capacity()) * target.vocab_size() * sizeof(float);
   verify_logits_ = backend.allocate(logits);
   verify_logprobs_ = backend.allocate(logits);
@@ -154,9 +163,24 @@ bool Scheduler::reserve(bool draft, int slot, int positions) {
   return draft ? prefix_cache_.reserve_draft(slot, positions) : prefix_cache_.reserve_target(slot, positions);
 }
 
-int Scheduler::wanted_tau(const Sequence& sequence) const {
-  const int own = sequence.params.num_speculative_tokens;
-  return own >= 0 ? own : cycle_.limits().tau_max;
+// What each who takes part in the next cycle shall propose.
+void Scheduler::choose_taus() {
+  candidates_.clear();
+  const int tau_max = cycle_.limits().tau_max, draft_len = draft_ ? draft_->max_len() : 0;
+  for (const auto& each : active_) {
+    if (lacks_prompt(*each)) continue;
+    const int shortest = each->length() + each->in_flight, missing = each->length() - 1 - each->draft_cached;
+    const int most = clamped_tau(tau_max, shortest, each->end_length, shortest - 1, draft_len);
+    candidates_.push_back({each->id, most, missing > 1 ? missing : 0, each->params.num_speculative_tokens});
+  }
+  choices_.resize(candidates_.size());
+  controller_->choose(candidates_, choices_);
+  const TauChoice* choice = choices_.data();
+  for (const auto& each : active_) {
+    if (lacks_prompt(*each)) continue;
+    each->wanted_tau = choice->tau;
+    each->reason = choice++->reason;
+  }
 }
 
 // Whether a cycle can follow one whose results are not read yet: nobody waits for the host meanwhile, and somebody is sure to go on.
@@ -175,20 +199,21 @@ bool Scheduler::may_run_ahead() const {
 bool Scheduler::launch() {
   int tau_max = 0, positions = 0;
   Flight flight;
+  choose_taus();
   for (const auto& each : active_) {
     Sequence& sequence = *each;
     if (lacks_prompt(sequence)) continue;
     const int shortest = sequence.length() + sequence.in_flight, longest = sequence.length() + sequence.in_flight_tokens;
     const int draft_len = draft_ ? draft_->max_len() : 0, draft_cached = sequence.in_flight ? shortest - 1 : sequence.draft_cached;
-    const int tau = clamped_tau(wanted_tau(sequence), shortest, sequence.end_length, draft_cached, draft_len);
+    const int tau = clamped_tau(sequence.wanted_tau, shortest, sequence.end_length, draft_cached, draft_len);
     bool reserved = reserve(false, sequence.slot, std::min(target_reach(longest, tau), sequence.end_length));
     if (tau) reserved = reserved && reserve(true, sequence.slot, std::min({draft_reach(longest, tau), sequence.end_length, draft_len}));
     if (!reserved) throw EngineDead("[step] promised KV pages are not there");
-    if (sequence.sent_tau != wanted_tau(sequence)) cycle_.set_wanted_tau(sequence.slot, sequence.sent_tau = wanted_tau(sequence));
+    if (sequence.sent_tau != sequence.wanted_tau) cycle_.set_wanted_tau(sequence.slot, sequence.sent_tau = sequence.wanted_tau);
     if (!sequence.running) cycle_.set_running(sequence.slot, sequence.running = true);
     tau_max = std::max(tau_max, tau);
     positions = std::max(positions, std::min(longest + tau + 1, sequence.end_length));
-    flight.parts.push_back({sequence.id, tau + 1, wanted_tau(sequence), sequence.params.num_speculative_tokens < 0 ? TauReason::fixed : TauReason::request});
+    flight.parts.push_back({sequence.id, tau + 1, sequence.wanted_tau, sequence.reason});
     ++sequence.in_flight;
     sequence.in_flight_tokens += tau + 1;
   }
@@ -223,12 +248,16 @@ void Scheduler::collect(std::vector<Output>& outputs) {
     return std::find_if(active_.begin(), active_.end(), [&](const auto& each) { return each->id == part.request; });
   };
   std::erase_if(collected_.parts, [&](const Flight::Part& part) { return find(part) == active_.end(); });
+  judged_.clear();
   for (const Flight::Part& part : collected_.parts) {
     Sequence& sequence = **find(part);
     --sequence.in_flight;
     sequence.in_flight_tokens -= part.most;
     commit(sequence, part, outputs);
   }
+  controller_->observe(cost(), judged_);
+  for (const auto& each : active_)
+    if (each->slot < 0) controller_->forget(each->id);
   std::erase_if(active_, [](const auto& each) { return each->slot < 0; });
   if (active_.empty()) last_read_ = {};
 }
@@ -240,6 +269,14 @@ void Scheduler::measure_host() {
   const double device = cycle_.draft_seconds() + cycle_.verify_seconds() + cycle_.sample_seconds();
   host_seconds_ = std::max(0.0, std::chrono::duration<double>(now - since).count() - device);
   last_read_ = now;
+}
+
+// Of the cycle that was read. Of who has ended since it was launched nothing is known but that it took part.
+CycleCost Scheduler::cost() const {
+  int drafts = 0, steps = 0;
+  for (const Judged& each : judged_) drafts += each.tau, steps = std::max(steps, each.tau);
+  const int sequences = int(collected_.parts.size());
+  return {sequences, sequences + drafts, steps, cycle_.draft_seconds(), cycle_.verify_seconds(), cycle_.sample_seconds() + host_seconds_};
 }
 
 size_t Scheduler::workspace_bytes() const {

@@ -5,6 +5,7 @@
 #include <map>
 #include <memory>
 
+#include "decode/controller.h"
 #include "decode/cycle.h"
 #include "decode/prefill_cost.h"
 #include "decode/prefix_cache.h"
@@ -29,6 +30,10 @@ struct EngineOptions {
   int prefill_chunk_beside = 0;        // rows of a prefill pass while others decode; 0 = what costs four plain passes, learned
   int trace_cycles = 4096;             // records of the trace at most, one per request and cycle; 0 = none
   int64_t prefix_cache_bytes = -1;     // KV that ended requests leave for later ones; -1 = all that nobody needs, 0 = none
+  Policy policy = Policy::fixed;       // who chooses each cycle's tau
+  int verify_budget = 0;               // under Policy::budget: rows that a pass of the target verifies at most, one per sequence at least
+  double latency_target = 0;           // under Policy::latency: seconds between two chunks of a request at most, at the 99th percentile
+  float min_draft_confidence = 0;      // a draft run ends before a position at which the draft's largest probability is less; 0 = never
 };
 
 class Scheduler {
@@ -49,6 +54,8 @@ class Scheduler {
   std::vector<Output> step();
   // Of all requests that have finished.
   const RequestStats& stats() const { return stats_; }
+  // In the place of the policy's own, before the first request: tests plant what cycles cost.
+  void set_controller(std::unique_ptr<Controller> controller) { controller_ = std::move(controller); }
   bool idle() const { return waiting_.empty() && active_.empty(); }
   int waiting() const { return int(waiting_.size()); }  // not admitted yet
   const Trace& trace() const { return trace_; }
@@ -74,7 +81,7 @@ class Scheduler {
 
   int vocab_limit() const { return cycle_.limits().vocab_limit; }
   int end_length(int prompt_length, const RequestParams& params) const;
-  int wanted_tau(const Sequence& sequence) const;
+  void choose_taus();
   bool can_draft(const Sequence& sequence) const;
   void admit();
   void enter(Sequence& sequence, int slot);
@@ -91,6 +98,7 @@ class Scheduler {
   void profile_cycle();
   void collect(std::vector<Output>& outputs);
   void measure_host();
+  CycleCost cost() const;
   void commit(Sequence& sequence, const Flight::Part& part, std::vector<Output>& outputs);
   void record(const Sequence& sequence, const Flight::Part& part, const Output& output);
   void finish(Sequence& sequence, Output& output, FinishReason reason);
@@ -111,6 +119,10 @@ class Scheduler {
   std::deque<std::unique_ptr<Sequence>> waiting_;   // in order of arrival
   std::vector<std::unique_ptr<Sequence>> active_;   // in order of admission
   std::vector<bool> slot_taken_;
+  std::unique_ptr<Controller> controller_;
+  std::vector<Candidate> candidates_;               // for the controller, and its answer: of those who take part in the next cycle
+  std::vector<TauChoice> choices_;
+  std::vector<Judged> judged_;                      // what it is told of the cycle that is read now
   std::vector<int64_t> cancelled_;
   std::deque<Flight> flights_;                      // cycles under way, oldest first
   Flight collected_;                                // whose results are read now

@@ -7,6 +7,7 @@
 
 #include "decode/request.h"
 #include "decode/stop_strings.h"
+#include "decode/tau_reason.h"
 
 namespace paceline {
 
@@ -39,6 +40,8 @@ struct Sequence {
   Demand demand;                 // promised: the most it can ever hold, so that a running sequence never lacks a page
   bool running = false;          // prompt cached: takes part in cycles
   int in_flight = 0, in_flight_tokens = 0;  // cycles under way it takes part in, and what they emit at most
+  int wanted_tau = 0;            // drafts of its next cycle, if they can be had, and why: the controller's choice
+  TauReason reason = TauReason::fixed;
   int sent_tau = -1;             // wanted_tau as the device knows it
   StopStrings stops;
   uint64_t logits_hash = 0;

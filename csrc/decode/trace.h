@@ -7,15 +7,9 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "decode/tau_reason.h"
 
 namespace paceline {
-
-// Why a cycle wanted its tau.
-enum class TauReason : uint8_t {
-  fixed,    // the engine's setting
-  request,  // the request's own
-};
-constexpr const char* kTauReasons[] = {"fixed", "request"};
 
 enum class ExtraKind : uint8_t { none, residual, bonus };  // none: the cycle was cut before it
 constexpr const char* kExtraKinds[] = {"none", "residual", "bonus"};

@@ -19,6 +19,20 @@ PACELINE_HD int clamped_tau(int wanted, int length, int end_length, int draft_ca
   return tau > 0 ? tau : 0;
 }
 
+// Whether the slot may draft at `step` too, if the verify pass has a row per running slot and draft and `budget` of them at most: who is
+// more confident goes first, of equals the lower slot.
+PACELINE_HD bool within_budget(int budget, int num_slots, const int32_t* running, const int32_t* drafting, const double* confidence, int step,
+                               int slot) {
+  int left = budget, ahead = 0;
+  for (int other = 0; other < num_slots; ++other) {
+    if (!running[other]) continue;
+    left -= 1 + smaller(drafting[other], step);
+    if (other == slot || drafting[other] <= step) continue;
+    ahead += confidence[other] > confidence[slot] || (confidence[other] == confidence[slot] && other < slot);
+  }
+  return ahead < left;
+}
+
 // KV positions a cycle of tau drafts may write, in the target and in the draft. Pages are reserved up to here beforehand.
 PACELINE_HD int target_reach(int length, int tau) { return length + tau; }
 PACELINE_HD int draft_reach(int length, int tau) { return tau > 0 ? length + tau - 1 : 0; }

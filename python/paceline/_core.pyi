@@ -82,6 +82,10 @@ class EngineOptions:
         prefill_chunk_beside: int,
         trace_cycles: int,
         prefix_cache_bytes: int,
+        policy: str,
+        verify_budget: int,
+        latency_target: float,
+        min_draft_confidence: float,
     ) -> None: ...
 
 @final

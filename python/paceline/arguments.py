@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import os
 import re
 import stat
@@ -34,10 +35,13 @@ PathLike = str | os.PathLike[str]
 Dtype = Literal["bf16", "fp32", "int8", "int4", "int4_g32"]
 KvDtype = Literal["bf16", "fp32"]
 AcceptanceRule = Literal["coupled", "rejection"]
+Policy = Literal["fixed", "auto", "budget", "latency"]
 
 _DTYPES = ("auto", *get_args(Dtype))
 
 DEFAULT_TAU = 3  # near the knee of verification cost on CPUs; the bundled pair is fastest at 2 or 3
+DEFAULT_TAU_MAX = 8  # where a policy chooses up to it
+MAX_ROWS = 512  # of a verify pass
 PREFILL_CHUNK = {"cpu": 256, "cuda": 64}  # rows of a prompt per pass: weights are read once per chunk; a product on CUDA has 64
 THREADS_PER_CORE = 8  # at most; more than one is only ever slower
 PREFILL_CHUNK_BESIDE = 0  # of one while others decode. 0: as many as cost four plain passes
@@ -54,6 +58,10 @@ class Settings:
     draft_dtype: str
     kv_dtype: str
     num_speculative_tokens: int
+    policy: str
+    verify_budget: int | None
+    latency_target: float | None
+    min_draft_confidence: float
     acceptance: str
     max_model_len: int
     max_num_seqs: int
@@ -110,14 +118,18 @@ class Settings:
             vocab_limit=self.vocab_size, token_bytes=self.token_bytes()[:self.vocab_size], debug_hash=False,
             profile_first=self.profile_cycles[0], profile_last=self.profile_cycles[1], cycles_in_flight=0,
             prefill_chunk_beside=PREFILL_CHUNK_BESIDE, trace_cycles=self.trace_cycles,
-            prefix_cache_bytes=-1 if self.prefix_cache_bytes is None else self.prefix_cache_bytes)
+            prefix_cache_bytes=-1 if self.prefix_cache_bytes is None else self.prefix_cache_bytes,
+            policy=self.policy, verify_budget=self.verify_budget or 0, latency_target=self.latency_target or 0.0,
+            min_draft_confidence=self.min_draft_confidence)
 
     def info(self) -> dict[str, Any]:
         return {
             "target": str(self.target.directory), "draft": str(self.draft.directory) if self.draft else None,
             "architecture": self.target.architecture, "tokenizer": self.tokenizer.source if self.tokenizer else None, "dtype": self.dtype,
             "draft_dtype": self.draft_dtype if self.draft else None, "kv_dtype": self.kv_dtype,
-            "num_speculative_tokens": self.num_speculative_tokens, "acceptance": self.acceptance, "max_model_len": self.max_model_len,
+            "num_speculative_tokens": self.num_speculative_tokens, "policy": self.policy, "verify_budget": self.verify_budget,
+            "latency_target": self.latency_target, "min_draft_confidence": self.min_draft_confidence,
+            "acceptance": self.acceptance, "max_model_len": self.max_model_len,
             "max_num_seqs": self.max_num_seqs, "max_queue": self.max_queue, "kv_cache_tokens": self.kv_cache_tokens,
             "prefix_cache_bytes": self.prefix_cache_bytes, "trace_cycles": self.trace_cycles, "vocab_size": self.vocab_size,
             "weights_cache": str(self.weights_cache) if self.weights_cache else None, "num_threads": self.num_threads,
@@ -125,7 +137,8 @@ class Settings:
 
 
 def resolve(*, target: PathLike | None, draft: PathLike | None, tokenizer: PathLike | tokenizers.Tokenizer | None, device: str, dtype: str,
-            draft_dtype: str, kv_dtype: str, num_speculative_tokens: int | str, acceptance: str, max_model_len: int | None,
+            draft_dtype: str, kv_dtype: str, num_speculative_tokens: int | str, policy: str, verify_budget: int | None,
+            latency_target: float | None, min_draft_confidence: float, acceptance: str, max_model_len: int | None,
             max_num_seqs: int, max_queue: int, kv_cache_tokens: int | None, prefix_cache_bytes: int | None, trace_cycles: int,
             num_threads: int | None, weights_cache: PathLike | None, planning: bool = False) -> Settings:
     """planning: the engine will not be built, and its checkpoints may lack their weights."""
@@ -137,7 +150,8 @@ def resolve(*, target: PathLike | None, draft: PathLike | None, tokenizer: PathL
     prefixes = None if prefix_cache_bytes is None else _integer("prefix_cache_bytes", prefix_cache_bytes, 0, 2**63 - 1)
     rows = _integer("trace_cycles", trace_cycles, 0, 2**20)
     threads = 0 if num_threads is None else _num_threads(num_threads)
-    tau = _tau(num_speculative_tokens, draft is not None)
+    tau = _tau(num_speculative_tokens, draft is not None, policy, num_seqs)
+    budget, latency, confidence = _policy(policy, verify_budget, latency_target, min_draft_confidence, draft is not None)
     cache = default_directory() if weights_cache == "auto" else None if weights_cache is None else _path("weights_cache", weights_cache, _CACHE)
     target_files = read_config(_directory("target", target), planning=planning)
     draft_files = _within_its_window(read_config(_directory("draft", draft), planning=planning), notes) if draft is not None else None
@@ -162,7 +176,8 @@ def resolve(*, target: PathLike | None, draft: PathLike | None, tokenizer: PathL
     free = backend.free_bytes() - sum(weight_bytes(config, of) for config, of in models) if kind == "cuda" else available_memory()
     return Settings(
         target=target_files, draft=draft_files, tokenizer=words, dtype=target_dtype, draft_dtype=drafts_dtype, kv_dtype=kv,
-        num_speculative_tokens=tau, acceptance=acceptance, max_model_len=length, max_num_seqs=num_seqs, max_queue=queue,
+        num_speculative_tokens=tau, policy=policy, verify_budget=budget, latency_target=latency, min_draft_confidence=confidence,
+        acceptance=acceptance, max_model_len=length, max_num_seqs=num_seqs, max_queue=queue,
         kv_cache_tokens=_kv_cache_tokens(kv_cache_tokens, num_seqs, length, per_position, max(0, free), notes),
         prefix_cache_bytes=prefixes, trace_cycles=rows, weights_cache=cache, vocab_size=_vocab_size(target_files, words), notes=tuple(notes),
         profile_cycles=profile_cycles(), device=kind, num_threads=(threads or _core.usable_threads()) if kind == "cpu" else None,
@@ -192,9 +207,31 @@ def _num_threads(wanted: int) -> int:
     return threads
 
 
-def _tau(wanted: int | str, has_draft: bool) -> int:
+def _policy(policy: str, budget: int | None, latency: float | None, confidence: float,
+            has_draft: bool) -> tuple[int | None, float | None, float]:
+    """(rows, seconds, threshold): what belongs to the policy must be given, what does not must not."""
+    _one_of("policy", policy, get_args(Policy))
+    if policy != "fixed" and not has_draft:
+        raise ValueError(f'[Engine] policy must be "fixed" without a draft, got {policy!r}')
+    for name, given, of in (("verify_budget", budget, "budget"), ("latency_target", latency, "latency")):
+        if (given is not None) != (policy == of):
+            expected = "given with" if given is None else "None without"
+            raise ValueError(f'[Engine] {name} must be {expected} policy="{of}", got {given!r}')
+    rows = None if budget is None else _integer("verify_budget", budget, 1)
+    seconds = None if latency is None else checks.real("Engine", "latency_target", latency)
+    if seconds is not None and not 0 < seconds < math.inf:
+        checks.refuse("Engine", "latency_target", "above 0 seconds and finite", latency)
+    threshold = checks.real("Engine", "min_draft_confidence", confidence)
+    if not 0 <= threshold < 1:
+        checks.refuse("Engine", "min_draft_confidence", "in [0, 1)", confidence)
+    if threshold and not has_draft:
+        raise ValueError(f"[Engine] min_draft_confidence must be 0 without a draft, got {threshold}")
+    return rows, seconds, threshold
+
+
+def _tau(wanted: int | str, has_draft: bool, policy: str, num_seqs: int) -> int:
     if wanted == "auto":
-        return DEFAULT_TAU if has_draft else 0
+        return 0 if not has_draft else DEFAULT_TAU if policy == "fixed" else max(1, min(DEFAULT_TAU_MAX, MAX_ROWS // num_seqs - 1))
     tau = _integer("num_speculative_tokens", wanted, 0, MAX_TAU)
     if tau and not has_draft:
         raise ValueError(f"[Engine] num_speculative_tokens must be 0 without a draft, got {tau}")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import tokenizers
 
 from paceline import _core, checks
-from paceline.arguments import AcceptanceRule, Dtype, KvDtype, Messages, PathLike, Prompt, prompt_ids, render_messages, resolve
+from paceline.arguments import AcceptanceRule, Dtype, KvDtype, Messages, PathLike, Policy, Prompt, prompt_ids, render_messages, resolve
 from paceline.called import called
 from paceline.devices import Device
 from paceline.diagnosis.diagnose import Diagnosis, diagnose_traces
@@ -44,7 +44,8 @@ class Engine:
                  tokenizer: PathLike | tokenizers.Tokenizer | None = None,
                  device: Device = "auto", dtype: Dtype | Literal["auto"] = "auto", draft_dtype: Dtype | Literal["auto"] = "auto",
                  kv_dtype: KvDtype | Literal["auto"] = "auto", num_speculative_tokens: int | Literal["auto"] = "auto",
-                 acceptance: AcceptanceRule = "coupled",
+                 policy: Policy = "fixed", verify_budget: int | None = None, latency_target: float | None = None,
+                 min_draft_confidence: float = 0.0, acceptance: AcceptanceRule = "coupled",
                  max_model_len: int | None = None, max_num_seqs: int = 1, max_queue: int = 1024, kv_cache_tokens: int | None = None,
                  prefix_cache_bytes: int | None = None, trace_cycles: int = 4096,
                  num_threads: int | None = None, weights_cache: PathLike | Literal["auto"] | None = None, warmup: bool = True) -> None:
@@ -60,7 +61,19 @@ class Engine:
             keeps fp32 checkpoints in fp32 and takes bf16 for all others. Without a draft draft_dtype stays "auto".
         kv_dtype: of both KV caches, "fp32" or "bf16". "auto": fp32 for a target in fp32, else bf16.
         num_speculative_tokens: tau, draft tokens per cycle at most, 0 to 64: requests may ask for fewer, not for more. "auto": 3 with a
-            draft, else 0.
+            draft, 8 where a policy chooses up to it, else 0.
+        policy: who chooses each cycle's tau; a request's own num_speculative_tokens goes before it. No bit of what comes out hangs on it under
+            "coupled" and at temperature 0; under "rejection" the law does not, but a seed no longer gives the same text again.
+            "fixed": always num_speculative_tokens.
+            "auto": what gives most tokens per second, request by request, from what cycles cost and how many drafts were accepted of late;
+            plain decoding where that is faster, and then now and then a probe whether it still is.
+            "latency": as "auto", among the taus with which the time between two chunks stays below latency_target at the 99th percentile.
+            "budget": as many as verify_budget allows, to those of whom the draft is surest.
+        verify_budget: rows that a pass of the target verifies at most, at least 1, over all sequences: one of each, whatever the budget,
+            and one per draft. With policy "budget", and only then.
+        latency_target: seconds, above 0. With policy "latency", and only then.
+        min_draft_confidence: in [0, 1): a cycle's drafts end before a position at which the draft's largest probability (after the request's
+            processors; at temperature 0 that of temperature 1) is below it. 0: never.
         acceptance: "coupled" (arXiv:2408.07978) or "rejection" (arXiv:2211.17192). Without a draft both are plain decoding. Under "rejection"
             a seed gives the same text again only where the same drafts are proposed: alone, or with the same neighbours at the same time.
         max_model_len: tokens of a sequence at most, prompt included. None: the target's context.
@@ -93,9 +106,10 @@ class Engine:
             checks.refuse("Engine", "warmup", "a bool", warmup)
         given: dict[str, Any] = dict(
             target=target, draft=draft, tokenizer=tokenizer, device=device, dtype=dtype, draft_dtype=draft_dtype, kv_dtype=kv_dtype,
-            num_speculative_tokens=num_speculative_tokens, acceptance=acceptance, max_model_len=max_model_len, max_num_seqs=max_num_seqs,
-            max_queue=max_queue, kv_cache_tokens=kv_cache_tokens, prefix_cache_bytes=prefix_cache_bytes, trace_cycles=trace_cycles, num_threads=num_threads,
-            weights_cache=weights_cache)
+            num_speculative_tokens=num_speculative_tokens, policy=policy, verify_budget=verify_budget, latency_target=latency_target,
+            min_draft_confidence=min_draft_confidence, acceptance=acceptance, max_model_len=max_model_len, max_num_seqs=max_num_seqs,
+            max_queue=max_queue, kv_cache_tokens=kv_cache_tokens, prefix_cache_bytes=prefix_cache_bytes, trace_cycles=trace_cycles,
+            num_threads=num_threads, weights_cache=weights_cache)
         self._arguments = self._with_config(config, given)
         settings = resolve(**self._arguments)
         try:

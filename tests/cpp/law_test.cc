@@ -192,7 +192,7 @@ TEST(controlled_law_rejection) {
   const int prompt_length = int(kPrompt.size()), end = prompt_length + kLength + kTau + 1;
   const Engine::ModelLimits limits{kSlots * (kTau + 1), end, kSlots, kSlots};
   TableModel target(*backend, pair.target, limits), draft(*backend, pair.draft, limits);
-  Cycle cycle(*backend, target, &draft, {kSlots, kTau, end, kWide, Acceptance::rejection, false, 1});
+  Cycle cycle(*backend, target, &draft, {kSlots, kTau, end, kWide, Acceptance::rejection, false, false, 1});
   for (KvCache* cache : {&target.cache(), &draft.cache()}) {
     for (int slot = 0; slot < kSlots; ++slot) CHECK(cache->reserve(slot, end));
     cache->publish();

@@ -1,6 +1,7 @@
 // Texts decoded through an engine and compared bit for bit: what the parity tests of all backends share.
 #pragma once
 
+#include <functional>
 #include <map>
 
 #include "cpp/test.h"
@@ -28,7 +29,8 @@ inline long tokens_decoded = 0;
 
 // All jobs at once through one engine; results in the order of the jobs.
 inline std::vector<Text> decode(const std::shared_ptr<Weights>& target, const std::shared_ptr<Weights>& draft, int tau, int batch,
-                         const std::vector<Job>& jobs, Acceptance acceptance = Acceptance::coupled, int prefill_chunk = 64) {
+                         const std::vector<Job>& jobs, Acceptance acceptance = Acceptance::coupled, int prefill_chunk = 64,
+                         const std::function<void(EngineOptions&)>& adjust = nullptr, std::unique_ptr<Controller> controller = nullptr) {
   EngineOptions options;
   options.num_speculative_tokens = draft ? tau : 0;
   options.max_model_len = target->config().max_position_embeddings;
@@ -40,7 +42,9 @@ inline std::vector<Text> decode(const std::shared_ptr<Weights>& target, const st
   options.debug_hash = true;
   options.cycles_in_flight = cycles_in_flight();
   options.prefix_cache_bytes = 0;
+  if (adjust) adjust(options);
   Engine engine(backend(), target, draft, options);
+  if (controller) engine.set_controller(std::move(controller));
   std::map<int64_t, size_t> place;
   std::vector<Text> texts(jobs.size());
   for (size_t i = 0; i < jobs.size(); ++i) place[engine.add(jobs[i].prompt, jobs[i].params)] = i;

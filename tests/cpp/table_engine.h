@@ -58,7 +58,8 @@ inline TablePair table_pair(int ids, DraftKind kind) {
 
 class TableEngine {
  public:
-  TableEngine(const TablePair& pair, Acceptance acceptance, int tau, int batch, int max_len = 32)
+  TableEngine(const TablePair& pair, Acceptance acceptance, int tau, int batch, int max_len = 32,
+              const std::function<void(EngineOptions&)>& adjust = nullptr)
       : pair_(pair), batch_(batch), backend_(make_cpu_backend(1, "")), engine_([&] {
           EngineOptions options;
           options.cycles_in_flight = test::cycles_in_flight();
@@ -70,6 +71,7 @@ class TableEngine {
           options.kv_cache_tokens = batch * max_len;
           options.prefill_chunk = options.prefill_chunk_beside = 64;  // under `rejection` texts depend on when drafts begin
           options.vocab_limit = pair.ids;
+          if (adjust) adjust(options);
           const Engine::ModelLimits limits = Engine::limits_of(options, max_len);
           auto target = std::make_unique<TableModel>(*backend_, pair.target, limits);
           auto draft = std::make_unique<TableModel>(*backend_, pair.draft, limits);

@@ -107,6 +107,7 @@ class CpuBackend : public Backend {
   // out = W x for all live rows; called inside a parallel region, by every thread. norm may be null.
   void product(const Rows& rows, const float* x, int stride, const float* norm, float eps, const Matrix& w, const Epilogue& to, int thread,
                int num_threads);
+  void stop_early(const CycleState&, int step);
   void accept_slot(const CycleState&, int slot, const float* logits, int vocab_size, const CycleResults&, int thread);
   void report(const float* row, int vocab_size, int token, const CycleState&, int slot, int i, const CycleResults&);
   void record_row(const CycleState&, int slot, int i, const int32_t* fed, const float* logits, int vocab_size, const CycleResults&,

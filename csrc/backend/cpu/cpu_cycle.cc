@@ -1,5 +1,6 @@
 // The cycle's operations on the CPU: planning rows, drawing drafts, accepting. State is plain host memory here; the
 // arithmetic is math/'s, the loops over a row are kernels/sampling's.
+#include <array>
 #include <chrono>
 
 #include "backend/cpu/cpu_backend.h"
@@ -56,6 +57,7 @@ void CpuBackend::begin_cycle(const CycleState& state) {
                                 state.draft_max_len);
     state.drafting[slot] = state.running[slot] ? tau : 0;
     state.draft_fed[slot] = state.draft_cached[slot];
+    state.draft_fault[slot] = 0;
   }
 }
 
@@ -73,7 +75,9 @@ void CpuBackend::plan_draft(const CycleState& state, int step, const Rows& rows)
   }
 }
 
+// Whether a slot drafts here is decided before anything is drawn, by its row and what was drafted before it: never by the token.
 void CpuBackend::sample_draft(const CycleState& state, int step) {
+  if (state.may_stop_early) stop_early(state, step);
   pool_->run([&](int thread, int num_threads) {
     for (int slot = thread; slot < state.num_slots; slot += num_threads) {
       if (state.drafting[slot] <= step) continue;
@@ -81,6 +85,7 @@ void CpuBackend::sample_draft(const CycleState& state, int step) {
       const ProcessedRow row = sampling_->process(draft_task(state, slot, step, start), scratch(thread));
       if (row.fault) {  // no proposal: verify what there is
         state.drafting[slot] = step;
+        state.draft_fault[slot] = 1;
         continue;
       }
       const Purpose purpose = state.acceptance == Acceptance::coupled ? Purpose::token : Purpose::draft;
@@ -88,6 +93,26 @@ void CpuBackend::sample_draft(const CycleState& state, int step) {
           sampling_->choose(row, address(state.params[slot], start + step, start, purpose));
     }
   });
+}
+
+void CpuBackend::stop_early(const CycleState& state, int step) {
+  const int budget = *state.verify_budget;
+  pool_->run([&](int thread, int num_threads) {
+    for (int slot = thread; slot < state.num_slots; slot += num_threads) {
+      if (state.drafting[slot] <= step || !(budget || state.stop_below[slot] > 0)) continue;
+      const ProcessedRow row = sampling_->process(draft_task(state, slot, step, state.length[slot]), scratch(thread));
+      if (row.fault) continue;
+      const double confidence = sampling_->confidence(row);
+      state.confidence[slot] = step ? state.confidence[slot] * confidence : confidence;
+      if (confidence < double(state.stop_below[slot])) state.drafting[slot] = step;
+    }
+  });
+  if (!budget) return;
+  std::array<bool, kMaxSlots> may{};  // all answers before the first change
+  for (int slot = 0; slot < state.num_slots; ++slot)
+    may[slot] = within_budget(budget, state.num_slots, state.running, state.drafting, state.confidence, step, slot);
+  for (int slot = 0; slot < state.num_slots; ++slot)
+    if (state.drafting[slot] > step && !may[slot]) state.drafting[slot] = step;
 }
 
 void CpuBackend::plan_verify(const CycleState& state, const Rows& rows) {
@@ -140,7 +165,7 @@ void CpuBackend::accept_slot(const CycleState& state, int slot, const float* log
     goes_on = choice.accepted && result.finish == kRunning;
   }
 
-  result.draft_fault = tau < clamped_tau(state.wanted_tau[slot], start, params.end_length, state.draft_cached[slot], state.draft_max_len);
+  result.draft_fault = state.draft_fault[slot];
 
   // Commit: lengths move, and with them both caches.
   const int length = start + result.emitted;

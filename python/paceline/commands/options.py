@@ -4,13 +4,14 @@ import argparse
 import sys
 from typing import Any, get_args
 
-from paceline.arguments import DEFAULT_TAU, AcceptanceRule, Dtype, KvDtype
+from paceline.arguments import DEFAULT_TAU, AcceptanceRule, Dtype, KvDtype, Policy
 from paceline.bundled import demo_pair
 from paceline.devices import Device
 from paceline.sampling_params import MAX_TAU
 
 ENGINE_OPTIONS = ("target", "draft", "tokenizer", "device", "dtype", "draft_dtype", "kv_dtype", "acceptance", "max_model_len",
-                  "kv_cache_tokens", "num_threads", "weights_cache", "num_speculative_tokens")
+                  "kv_cache_tokens", "num_threads", "weights_cache", "num_speculative_tokens", "policy", "verify_budget",
+                  "latency_target", "min_draft_confidence")
 
 
 def add_models(parser: argparse.ArgumentParser, *, several_drafts: bool = False) -> None:
@@ -25,6 +26,7 @@ def add_models(parser: argparse.ArgumentParser, *, several_drafts: bool = False)
             ("draft-dtype", ("auto", *get_args(Dtype)), "of the draft's weights (default: auto)"),
             ("kv-dtype", ("auto", *get_args(KvDtype)), "of the KV caches (default: auto, fp32 for a target in fp32, else bf16)"),
             ("device", get_args(Device), "(default: auto)"),
+            ("policy", get_args(Policy), "who chooses how many drafts a cycle has (default: fixed)"),
             ("acceptance", get_args(AcceptanceRule), "how drafts are judged at a temperature (default: coupled)")):
         models.add_argument(f"--{name}", choices=choices, help=what)
     models.add_argument("--weights-cache", metavar="DIR",
@@ -35,6 +37,9 @@ def add_models(parser: argparse.ArgumentParser, *, several_drafts: bool = False)
         models.add_argument(f"--{name}", type=int, metavar="N", help=what)
     models.add_argument("--num-speculative-tokens", type=int, metavar="TAU",
                         help=f"draft tokens per cycle, 0 to {MAX_TAU}; 0 is plain decoding (default: {DEFAULT_TAU} with a draft)")
+    models.add_argument("--verify-budget", type=int, metavar="ROWS", help="rows of a verification pass at most, with --policy budget")
+    models.add_argument("--latency-target", type=float, metavar="SECONDS", help="between two chunks at most, 99 of 100, with --policy latency")
+    models.add_argument("--min-draft-confidence", type=float, metavar="P", help="drafts end where the draft is less sure (default: 0)")
 
 
 def engine_arguments(given: dict[str, Any]) -> dict[str, Any]:

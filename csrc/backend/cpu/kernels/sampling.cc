@@ -84,6 +84,12 @@ uint64_t mass(const ProcessedRow& row) {
   return total;
 }
 
+double confidence(const ProcessedRow& row) {
+  ProcessedRow warm = row;
+  if (row.temperature == 0.0) warm.temperature = 1.0;
+  return double(weight_of(warm, row.argmax)) / double(mass(warm));
+}
+
 double probability(const ProcessedRow& row, uint64_t total, int32_t id) { return double(weight_of(row, id)) / double(total); }
 
 int32_t choose_residual(const ProcessedRow& target, uint64_t target_mass, const ProcessedRow& draft, uint64_t draft_mass,
@@ -145,7 +151,7 @@ uint64_t hash(const float* l, int32_t n) {
 }  // namespace
 
 const SamplingKernels& sampling_kernels() {
-  static constexpr SamplingKernels kernels{process, choose, mass, probability, choose_residual, normaliser, log_softmax, top, hash};
+  static constexpr SamplingKernels kernels{process, choose, mass, confidence, probability, choose_residual, normaliser, log_softmax, top, hash};
   return kernels;
 }
 

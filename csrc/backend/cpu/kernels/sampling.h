@@ -31,6 +31,8 @@ struct SamplingKernels {
   int32_t (*choose)(const ProcessedRow& row, const NoiseAddress& at);
   // Sum of fixed weights of the survivors; 1 at T = 0, where only the argmax has weight.
   uint64_t (*mass)(const ProcessedRow& row);
+  // The largest probability of the row; at T = 0, where the choice is certain, that at T = 1.
+  double (*confidence)(const ProcessedRow& row);
   // Probability of one id, given the row's mass.
   double (*probability)(const ProcessedRow& row, uint64_t mass, int32_t id);
   // A draw from max(target - draft, 0), or from the target when that is empty (both rows sound).

@@ -1,0 +1,60 @@
+// How many drafts each request's next cycle asks for, and why. A controller is told numbers and keeps numbers: whoever measures them has
+// the clock, so that a simulated one tests it exactly.
+//
+// What it may know: anything of earlier cycles, nothing of the drafts that a cycle under choice will draw. So it keeps every bit under
+// `coupled` and at temperature 0, and the law under `rejection`, whose noise is addressed by the start of the cycle.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "decode/costs.h"
+#include "decode/tau_reason.h"
+
+namespace paceline {
+
+enum class Policy { fixed, automatic, budget, latency };
+
+struct ControllerOptions {
+  Policy policy = Policy::fixed;
+  int tau = 0;               // fixed: of every cycle; else at most
+  int max_sequences = 1;
+  double latency_target = 0; // seconds between two chunks at the 99th percentile, under `latency`
+};
+
+// A request that takes part in the next cycle.
+struct Candidate {
+  int64_t request;
+  int most;  // drafts it can take: of its length and the draft's context
+  int lag;   // positions of it that the draft has to read in a pass of their own before it can propose
+  int own = -1;  // drafts that it has asked for itself: it gets them
+};
+
+struct TauChoice {
+  int tau;
+  TauReason reason;
+};
+
+// What became of one request's part of a cycle.
+struct Judged {
+  int64_t request;
+  int tau, accepted, emitted;
+  bool own = false;  // its tau was its own
+};
+
+class Controller {
+ public:
+  virtual ~Controller() = default;
+  // Before each launch, for all that take part: choices[i] is candidates[i]'s.
+  virtual void choose(std::span<const Candidate> candidates, std::span<TauChoice> choices) = 0;
+  // After each cycle, in order: what it cost, and what became of it.
+  virtual void observe(const CycleCost& cost, std::span<const Judged> judged) = 0;
+  // The draft has read `rows` positions of a request in a pass of their own.
+  virtual void observe_catch_up(int64_t request, int rows, double seconds) = 0;
+  virtual void forget(int64_t request) = 0;
+};
+
+std::unique_ptr<Controller> make_controller(const ControllerOptions& options);
+
+}  // namespace paceline

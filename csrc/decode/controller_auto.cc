@@ -1,0 +1,230 @@
+#include "decode/controller_auto.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace paceline {
+namespace {
+
+constexpr double kPriorAcceptance = 0.6;
+constexpr int kStartTau = 3;              // before costs are known
+constexpr int kProbeTau = 1, kProbeCycles = 4;
+constexpr int64_t kShortestWait = 8, kLongestWait = 4096;  // plain cycles before a probe: doubled by each that fails
+constexpr int kGoodCycles = 12;           // of speculation after a probe: it was a success
+constexpr int64_t kMeasureEvery = 256, kMeasureFirst = 8;  // passes with drafts between plain ones
+constexpr double kPlaceDecay = 0.998, kPlacePrior = 16;
+constexpr double kHiccup = 2;             // a cycle is charged at most this many times what such cycles cost: the machine had other things to do
+constexpr int kFurther = 2;               // rows per sequence beyond what was measured, at most
+
+}  // namespace
+
+AutoController::AutoController(const ControllerOptions& options)
+    : options_(options), costs_(options.max_sequences, options.max_sequences * (options.tau + 1)), pooled_(kPriorAcceptance),
+      seen_(options.tau, 0.0), expected_(options.tau, 0.0), first_wait_(kShortestWait), passes_since_plain_(kMeasureEvery - kMeasureFirst) {
+  drafts_.reserve(size_t(options.max_sequences) * options.tau);
+  verify_seconds_.reserve(size_t(options.max_sequences) * (options.tau + 1) + 1);
+}
+
+double AutoController::cycle_limit() const { return std::numeric_limits<double>::infinity(); }
+
+AutoController::Request& AutoController::request(int64_t id) {
+  const auto found = requests_.find(id);
+  if (found != requests_.end()) return found->second;
+  Request fresh{AcceptanceEstimate(pooled_.next())};
+  fresh.wait = ledger_.has_paid() ? kShortestWait : first_wait_;
+  return requests_.emplace(id, fresh).first->second;
+}
+
+void AutoController::forget(int64_t id) { requests_.erase(id); }
+
+// The chance of the draft at this place, given that those before it were accepted: the request's estimate, corrected by what the same
+// estimates came to at this place (which knows that a run of accepted drafts comes from an easy stretch).
+double AutoController::hazard(const Request& request, int place) const {
+  const double correction = (seen_[place - 1] + kPlacePrior) / (expected_[place - 1] + kPlacePrior);
+  return std::clamp(request.acceptance.next() * correction, 0.0, 0.995);
+}
+
+// Drafts of a probe's cycle: as many as there is time for.
+int AutoController::probe_tau(const Candidate& candidate, int sequences) const {
+  int tau = std::min(kProbeTau, candidate.most);
+  while (tau > 0 && costs_.cycle(tau, 1, sequences + tau) > cycle_limit()) --tau;
+  return tau;
+}
+
+// In plain passes, should every draft be wrong.
+double AutoController::probe_cost(const Candidate& candidate, int sequences) const {
+  const double plain = costs_.plain(sequences);
+  const int tau = probe_tau(candidate, sequences);
+  const double cycle = costs_.cycle(tau, 1, sequences + tau) - plain;
+  return (costs_.catch_up(candidate.lag) + kProbeCycles * cycle) / plain;
+}
+
+void AutoController::go_plain(Request& request, TauReason why) {
+  request.plain = true;
+  request.why = why;
+  request.waited = 0;
+  if (request.net > 0) first_wait_ = request.wait = kShortestWait;
+  else if (request.after_probe && why != TauReason::latency) first_wait_ = request.wait = std::min(2 * request.wait, kLongestWait);
+  request.good_cycles = 0;
+}
+
+// A plain stretch ends when it was long enough and the ledger covers what the probe costs at worst, catch-up of the draft included.
+bool AutoController::wants_probe(Request& request, const Candidate& candidate, int sequences, double* reserved) {
+  if (probe_tau(candidate, sequences) == 0) return false;
+  if (request.probes_left > 0) return true;
+  if (!request.plain || request.waited < request.wait) return false;
+  const double cost = probe_cost(candidate, sequences);
+  if (ledger_.balance() - *reserved < cost) return false;
+  *reserved += cost;
+  request.plain = false;
+  request.after_probe = true;
+  request.probes_left = kProbeCycles;
+  request.credit = 0;
+  return true;
+}
+
+void AutoController::choose(std::span<const Candidate> candidates, std::span<TauChoice> choices) {
+  const int sequences = int(candidates.size());
+  const auto everybody = [&](TauReason reason, int tau) {
+    for (int i = 0; i < sequences; ++i)
+      choices[i] = candidates[i].own >= 0 ? TauChoice{candidates[i].own, TauReason::request} : TauChoice{std::min(tau, candidates[i].most), reason};
+  };
+  if (passes_since_plain_ >= kMeasureEvery) return everybody(TauReason::measure, 0);
+  if (!costs_.knows_plain() || !costs_.knows_draft()) return everybody(TauReason::start, std::min(kStartTau, options_.tau));
+
+  double reserved = 0;
+  int probe_rows = 0, probe_steps = 0;
+  for (int i = 0; i < sequences; ++i) {
+    Request& r = request(candidates[i].request);
+    choices[i] = {0, r.why};
+    if (candidates[i].own >= 0) {
+      choices[i] = {candidates[i].own, TauReason::request};
+      probe_rows += std::min(candidates[i].own, candidates[i].most);
+      probe_steps = std::max(probe_steps, std::min(candidates[i].own, candidates[i].most));
+    } else if (candidates[i].most < 1) {
+      choices[i].reason = best_reason();
+    } else if (wants_probe(r, candidates[i], sequences, &reserved)) {
+      choices[i] = {probe_tau(candidates[i], sequences), TauReason::probe};
+      probe_rows += choices[i].tau;
+      probe_steps = std::max(probe_steps, choices[i].tau);
+    } else if (!r.plain && ledger_.balance() < 0) {
+      go_plain(r, TauReason::slower);
+      choices[i].reason = r.why;
+    } else if (!r.plain) {
+      choices[i].tau = -1;  // to be chosen
+    }
+  }
+  best(candidates, choices, sequences + probe_rows, probe_steps);
+}
+
+// Dinkelbach's problem, small enough to be walked: for each number of steps, drafts in the order of their chance to be reached and right,
+// as long as the rate grows. Chances fall along a cycle, so a request's drafts come in their order.
+void AutoController::best(std::span<const Candidate> candidates, std::span<TauChoice> choices, int free_rows, int probe_steps) {
+  drafts_.clear();
+  const int sequences = int(candidates.size());
+  const int known = costs_.most_rows_known() + kFurther * sequences;
+  for (int i = 0; i < sequences; ++i) {
+    if (choices[i].tau >= 0) continue;
+    double chance = 1;
+    for (int place = 1; place <= candidates[i].most; ++place)
+      drafts_.push_back({i, place, chance *= hazard(request(candidates[i].request), place)});
+    choices[i] = {0, best_reason()};
+  }
+  std::sort(drafts_.begin(), drafts_.end(), [](const Draft& a, const Draft& b) {
+    return a.reached_and_right != b.reached_and_right ? a.reached_and_right > b.reached_and_right
+                                                      : std::pair(a.candidate, a.place) < std::pair(b.candidate, b.place);
+  });
+  const int most_rows = std::min(known, free_rows + int(drafts_.size()));
+  verify_seconds_.assign(size_t(std::max(most_rows, free_rows)) + 1, 0.0);
+  for (int rows = free_rows; rows < int(verify_seconds_.size()); ++rows) verify_seconds_[rows] = costs_.verify(rows);
+
+  double best_rate = sequences / costs_.cycle(probe_steps, probe_steps ? 1 : 0, free_rows);
+  int best_count = 0, best_steps = 0;
+  const double step_of_one = costs_.draft_step(1), limit = cycle_limit();
+  for (int steps = 1; steps <= options_.tau; ++steps) {
+    double emitted = sequences;
+    int rows = free_rows, count = 0;
+    const int passes = std::max(steps, probe_steps);
+    for (const Draft& draft : drafts_) {
+      if (draft.place > steps) continue;
+      if (++rows > most_rows) break;
+      emitted += draft.reached_and_right;
+      ++count;
+      const double drafting = double(rows - sequences) / passes;
+      const double seconds = passes * (sequences == 1 ? step_of_one : costs_.draft_step(std::max(drafting, 1.0))) + verify_seconds_[rows];
+      if (seconds > limit) break;
+      if (emitted / seconds > best_rate) best_rate = emitted / seconds, best_count = count, best_steps = steps;
+    }
+  }
+  for (const Draft& draft : drafts_) {
+    if (best_count == 0) break;
+    if (draft.place > best_steps) continue;
+    choices[draft.candidate].tau = draft.place;
+    --best_count;
+  }
+  for (const Draft& draft : drafts_) {
+    if (draft.place > 1 || choices[draft.candidate].tau) continue;
+    Request& r = request(candidates[draft.candidate].request);
+    const double one_more = step_of_one + costs_.verify(sequences + 1);
+    if (one_more <= limit && (r.credit > 0 || (sequences + r.acceptance.hopeful()) / one_more > sequences / costs_.plain(sequences))) {
+      choices[draft.candidate].tau = 1;
+      continue;
+    }
+    go_plain(r, limit < costs_.cycle(1, 1, sequences + 1) ? TauReason::latency : TauReason::not_worth);
+    choices[draft.candidate].reason = r.why;
+  }
+}
+
+void AutoController::count(Request& r, const Judged& judged, double gained) {
+  r.credit = std::min(r.credit + gained, kCredit);
+  r.net = SpeculationLedger::kNetDecay * r.net + gained;
+  const int tried = judged.accepted < judged.tau ? judged.accepted + 1 : judged.tau;
+  for (int place = 1; place <= tried; ++place) {
+    const bool accepted = place <= judged.accepted;
+    double& seen = seen_[place - 1];
+    double& expected = expected_[place - 1];
+    seen = kPlaceDecay * seen + accepted;
+    expected = kPlaceDecay * expected + r.acceptance.next();
+    r.acceptance.add(accepted);
+    pooled_.add(accepted);
+  }
+  if (r.probes_left > 0) {
+    --r.probes_left;
+  } else if (r.after_probe && ++r.good_cycles >= kGoodCycles) {
+    r.after_probe = false;
+    first_wait_ = r.wait = kShortestWait;
+  }
+}
+
+void AutoController::observe(const CycleCost& cost, std::span<const Judged> judged) {
+  const double usual = costs_.cycle(cost.steps, cost.steps ? double(cost.rows - cost.sequences) / cost.steps : 0, cost.rows);
+  costs_.add(cost);
+  const int drafts = cost.rows - cost.sequences;
+  const double plain = costs_.plain(cost.sequences);
+  const double seconds = usual > 0 ? std::min(cost.total(), kHiccup * usual) : cost.total();
+  const double dearer = plain > 0 ? seconds / plain - 1 : 0;  // plain passes, shared among its drafts
+  passes_since_plain_ = drafts ? passes_since_plain_ + 1 : 0;
+  double all_gained = 0;  // tokens; what a request has asked for itself is its own affair
+  for (const Judged& each : judged) {
+    Request& r = request(each.request);
+    if (each.tau > 0) {
+      const double gained = each.emitted - 1 - dearer * cost.sequences * each.tau / drafts;
+      if (!each.own) all_gained += gained;
+      count(r, each, gained);
+    } else if (r.plain) {
+      ++r.waited;
+    }
+  }
+  if (drafts) ledger_.gained(all_gained / cost.sequences);
+  else ledger_.plain(1);
+}
+
+// Speculation pays for it, before it has brought anything. A request's first is part of its prompt.
+void AutoController::observe_catch_up(int64_t id, int rows, double seconds) {
+  costs_.add_catch_up(rows, seconds);
+  const double plain = costs_.plain(1);
+  if (plain > 0 && request(id).probes_left > 0) ledger_.gained(-seconds / plain);
+}
+
+}  // namespace paceline

@@ -1,0 +1,89 @@
+// `auto`: the taus that give most tokens per second, never slower than plain decoding. With a latency target: among those that keep it.
+#pragma once
+
+#include <algorithm>
+#include <unordered_map>
+
+#include "decode/acceptance_estimate.h"
+#include "decode/controller.h"
+
+namespace paceline {
+
+// What speculation may lose, in plain passes. It begins with an allowance, earns two per cent of every plain pass, and of its own gains keeps
+// what refills the allowance, and a tenth of those of late: so a draft that is never right costs at most the allowance and two per cent, and
+// one that was right for hours and is no longer is given up nearly as soon.
+class SpeculationLedger {
+ public:
+  static constexpr double kAllowance = 6, kEarned = 0.02, kKept = 0.1;
+  static constexpr double kNetDecay = 0.999;  // per cycle: of late is a thousand cycles or so
+
+  void plain(double passes) { balance_ += kEarned * passes; }
+  void gained(double passes) {
+    net_ = kNetDecay * net_ + passes;
+    const double most = kAllowance + kKept * std::max(net_, 0.0);
+    balance_ = passes > 0 ? std::max(balance_, std::min(balance_ + passes, most)) : balance_ + passes;
+  }
+  double balance() const { return balance_; }
+  // Whether it has brought more than it cost, of late.
+  bool has_paid() const { return net_ > 0; }
+
+ private:
+  double balance_ = kAllowance, net_ = 0;
+};
+
+class AutoController : public Controller {
+ public:
+  explicit AutoController(const ControllerOptions& options);
+  void choose(std::span<const Candidate> candidates, std::span<TauChoice> choices) override;
+  void observe(const CycleCost& cost, std::span<const Judged> judged) override;
+  void observe_catch_up(int64_t request, int rows, double seconds) override;
+  void forget(int64_t request) override;
+
+  const Costs& costs() const { return costs_; }
+
+ protected:
+  // Seconds that a cycle may take; infinite without a latency target.
+  virtual double cycle_limit() const;
+  virtual TauReason best_reason() const { return TauReason::best; }
+
+ private:
+  static constexpr double kCredit = 2.5;
+  struct Request {
+    AcceptanceEstimate acceptance;
+    bool plain = false;       // decodes plainly until it probes
+    bool after_probe = false; // no success since the last probe
+    TauReason why = TauReason::not_worth;
+    int64_t waited = 0, wait = 0;  // cycles of the plain stretch, and how many until the next probe
+    int probes_left = 0;
+    int good_cycles = 0;      // of speculation, since the last probe
+    double credit = kCredit;  // what its drafts brought less what they cost, in tokens of plain decoding: at most kCredit
+    double net = 0;           // the same of late, without a bound
+  };
+  // One more draft of one candidate.
+  struct Draft {
+    int candidate, place;  // place 1 is the first of the cycle
+    double reached_and_right;
+  };
+
+  Request& request(int64_t id);
+  double hazard(const Request& request, int place) const;
+  int probe_tau(const Candidate& candidate, int sequences) const;
+  double probe_cost(const Candidate& candidate, int sequences) const;
+  bool wants_probe(Request& request, const Candidate& candidate, int sequences, double* reserved);
+  void go_plain(Request& request, TauReason why);
+  void best(std::span<const Candidate> candidates, std::span<TauChoice> choices, int free_rows, int probe_steps);
+  void count(Request& request, const Judged& judged, double gained);
+
+  ControllerOptions options_;
+  Costs costs_;
+  SpeculationLedger ledger_;
+  std::unordered_map<int64_t, Request> requests_;
+  AcceptanceEstimate pooled_;          // what a new request begins with
+  std::vector<double> seen_, expected_;  // [tau] accepted at this place, and what the estimates said: decayed sums
+  std::vector<Draft> drafts_;          // scratch of `best`
+  std::vector<double> verify_seconds_;
+  int64_t first_wait_;                 // of a request's first plain stretch: what the last probes of others came to
+  int64_t passes_since_plain_;
+};
+
+}  // namespace paceline

@@ -1,0 +1,30 @@
+#include "decode/controller_latency.h"
+
+#include <algorithm>
+
+namespace paceline {
+namespace {
+
+constexpr int kLately = 4;
+constexpr int kAllowedOf = 1;  // of the ring: may be dearer
+
+}  // namespace
+
+void LatencyController::observe(const CycleCost& cost, std::span<const Judged> judged) {
+  const double expected = costs().cycle(cost.steps, cost.steps ? double(cost.rows - cost.sequences) / cost.steps : 0, cost.rows);
+  if (expected > 0) ratio_[size_t(count_++ % int64_t(ratio_.size()))] = float(cost.total() / expected);
+  AutoController::observe(cost, judged);
+}
+
+double LatencyController::dearer() const {
+  const int known = int(std::min<int64_t>(count_, int64_t(ratio_.size())));
+  if (known == 0) return 1;
+  float latest = 1;
+  for (int64_t i = std::max<int64_t>(0, count_ - kLately); i < count_; ++i) latest = std::max(latest, ratio_[size_t(i % int64_t(ratio_.size()))]);
+  std::array<float, 200> sorted = ratio_;
+  const int at = std::max(0, known - 1 - kAllowedOf);
+  std::nth_element(sorted.begin(), sorted.begin() + at, sorted.begin() + known);
+  return std::max({1.0f, latest, sorted[size_t(at)]});
+}
+
+}  // namespace paceline

@@ -1,0 +1,217 @@
+// Controllers on a simulated clock, against what each fixed tau would have made: simulated_decoding.h.
+#include "decode/controller.h"
+
+#include <algorithm>
+
+#include "cpp/simulated_decoding.h"
+#include "cpp/test.h"
+
+using namespace paceline;
+using namespace paceline::test;
+
+namespace {
+
+constexpr int kTauMax = 8;
+constexpr long kTokens = 20000;
+constexpr uint64_t kSeeds = 12;
+
+// A GPU at batch 1, where rows are nearly free; two CPU cores, where they are not; and one more step of it.
+const std::vector<Machine> kMachines = {{"flat", 0.10, 0.01, 0.02}, {"rising", 0.20, 0.15, 0.05}};
+// Runs of 50 tokens on average in each state.
+const std::vector<Acceptance2> kAcceptances = {{"iid .5", .5, .5, 0}, {"iid .7", .7, .7, 0}, {"iid .9", .9, .9, 0}, {"runs .97/.3", .97, .3, 1.0 / 50}};
+
+std::unique_ptr<Controller> automatic() { return make_controller({.policy = Policy::automatic, .tau = kTauMax}); }
+
+double run_workload(Controller& controller, const Acceptance2& acceptance, const Machine& machine, uint64_t seed, double jitter) {
+  Simulation simulation(controller, machine, acceptance, kTauMax, seed);
+  simulation.set_jitter(jitter);
+  simulation.begin(int64_t(seed));
+  const long emitted = simulation.run(kTokens);
+  return double(emitted) / simulation.seconds();
+}
+
+}  // namespace
+
+// The simulation itself: a fixed tau's rate is the exact one.
+TEST(the_exact_rate_of_a_fixed_tau_is_what_simulation_gives) {
+  for (const Machine& machine : kMachines)
+    for (const Acceptance2& acceptance : kAcceptances)
+      for (int tau : {0, 1, 3, 8}) {
+        const auto fixed = make_controller({.policy = Policy::fixed, .tau = tau});
+        Simulation simulation(*fixed, machine, acceptance, kTauMax, 7);
+        const double rate = double(simulation.run(400000)) / simulation.seconds(), exact = exact_rate(acceptance, machine, tau);
+        CHECK(std::fabs(rate - exact) < 0.02 * exact, acceptance.name, ", ", machine.name, ", tau ", tau, ": ", rate, " instead of ", exact);
+      }
+}
+
+TEST(auto_is_within_three_per_cent_of_the_best_fixed_tau) {
+  for (double jitter : {0.0, 0.05})
+    for (const Machine& machine : kMachines)
+      for (const Acceptance2& acceptance : kAcceptances) {
+        double rate = 0;
+        for (uint64_t seed = 1; seed <= kSeeds; ++seed) rate += run_workload(*automatic(), acceptance, machine, seed, jitter) / double(kSeeds);
+        const double best = best_fixed_rate(acceptance, machine, kTauMax);
+        std::printf("      %-12s %-7s jitter %.2f: auto %.4f of the best fixed tau\n", acceptance.name.c_str(), machine.name.c_str(), jitter, rate / best);
+        CHECK(rate >= 0.97 * best, acceptance.name, " on ", machine.name, ": ", rate, " against ", best);
+      }
+}
+
+// The same number of tokens of each, one request after the other; costs change with the machine, so each has its own engine.
+TEST(auto_is_better_than_every_fixed_tau_on_the_mix) {
+  std::vector<double> fixed(kTauMax + 1, 0.0);
+  double seconds = 0;
+  for (const Machine& machine : kMachines) {
+    const auto controller = automatic();
+    int64_t request = 0;
+    for (int round = 0; round < 10; ++round)
+      for (const Acceptance2& acceptance : kAcceptances) {
+        Simulation simulation(*controller, machine, acceptance, kTauMax, uint64_t(100 + ++request));
+        simulation.begin(request);
+        const long tokens = simulation.run(2000);
+        controller->forget(request);
+        seconds += simulation.seconds();
+        for (int tau = 0; tau <= kTauMax; ++tau) fixed[tau] += double(tokens) / exact_rate(acceptance, machine, tau);
+      }
+  }
+  const double best = *std::min_element(fixed.begin(), fixed.end());
+  std::printf("      auto takes %.4f of the best fixed tau's time\n", seconds / best);
+  CHECK(seconds < best, seconds, " against ", best);
+}
+
+TEST(a_draft_that_is_never_right_costs_three_per_cent_at_most) {
+  for (const Machine& machine : {kMachines[0], kMachines[1], Machine{"dear draft", 0.5, 0.0, 0.0}, Machine{"dear catch-up", 0.3, 0.05, 0.0, nullptr, 0.1}})
+    for (uint64_t seed = 1; seed <= kSeeds; ++seed) {
+      const auto controller = automatic();
+      Simulation simulation(*controller, machine, {"never", 0, 0, 0}, kTauMax, seed);
+      simulation.set_jitter(0.03);
+      simulation.begin(1);
+      const long tokens = simulation.run(1000);
+      const double share = simulation.speculation_seconds() / (simulation.seconds() - simulation.speculation_seconds());
+      if (seed == 1) std::printf("      %-13s %.4f of plain decoding's time for %ld tokens\n", machine.name.c_str(), share, tokens);
+      CHECK(share <= 0.03, machine.name, ": ", share);
+    }
+}
+
+// What is given up is asked about again, each time after twice as many plain cycles, and the trace is told why.
+TEST(a_lost_cause_is_probed_ever_more_rarely) {
+  const auto controller = automatic();
+  Simulation simulation(*controller, {"rising", 0.20, 0.15, 0.05, nullptr, 0.001}, {"never", 0, 0, 0}, kTauMax, 1);
+  simulation.begin(1);
+  std::vector<long> probes;
+  bool in_probe = false;
+  for (long cycle = 0; cycle < 30000; ++cycle) {
+    simulation.cycle();
+    const bool probe = simulation.last_reason() == TauReason::probe;
+    if (probe && !in_probe) probes.push_back(cycle);
+    in_probe = probe;
+    if (cycle > 100 && !probe) {
+      const TauReason reason = simulation.last_reason();
+      const bool said = reason == TauReason::not_worth || reason == TauReason::slower;
+      CHECK(said && simulation.last_tau() == 0, "cycle ", cycle, ": ", kTauReasons[int(reason)], ", tau ", simulation.last_tau());
+    }
+  }
+  CHECK(probes.size() >= 5 && probes.size() <= 16, probes.size(), " probes");
+  for (size_t i = 2; i < probes.size(); ++i) {
+    const long gap = probes[i] - probes[i - 1], before = probes[i - 1] - probes[i - 2];
+    CHECK(gap >= std::min(2 * before - 20, 4096L), "gaps of ", before, " and ", gap, " cycles");
+  }
+}
+
+// A draft that becomes right is found again, however long it was wrong.
+TEST(a_draft_that_becomes_right_is_found) {
+  const auto controller = automatic();
+  Simulation simulation(*controller, kMachines[0], {"never", 0, 0, 0}, kTauMax, 1);
+  simulation.begin(1);
+  simulation.run(2000);
+  simulation.accept_as({"iid .9", .9, .9, 0});
+  simulation.run(3000);
+  const double before = simulation.seconds();
+  const double rate = double(simulation.run(5000)) / (simulation.seconds() - before);
+  CHECK(rate >= 0.95 * best_fixed_rate({"", .9, .9, 0}, kMachines[0], kTauMax), rate);
+}
+
+// The estimate says that two drafts of three are right and every cost is as it was; only a cycle as a whole takes three times as long as
+// its parts promised in the plain cycles before. What is measured counts.
+TEST(what_measures_slower_is_given_up_though_acceptance_is_high) {
+  const auto controller = automatic();
+  Machine slow = kMachines[0];
+  slow.verify = [](int rows) { return rows == 1 ? 1.0 : 4.0; };
+  Simulation simulation(*controller, slow, {"iid .66", .66, .66, 0}, kTauMax, 1);
+  simulation.begin(1);
+  const long tokens = simulation.run(5000);
+  const double plain = double(tokens) * slow.cycle(0);
+  CHECK(simulation.seconds() <= 1.03 * plain, simulation.seconds() / plain);
+}
+
+// The draft is right, but what it must read after a plain stretch costs more than it brings: with that charged, there are few probes.
+TEST(catch_up_is_paid_for_by_speculation) {
+  const auto controller = automatic();
+  const Machine machine{"dear catch-up", 0.3, 0.05, 0.0, nullptr, 0.3};
+  Simulation simulation(*controller, machine, {"iid .2", .2, .2, 0}, kTauMax, 1);
+  simulation.begin(1);
+  const long tokens = simulation.run(10000);
+  const double plain = double(tokens) * machine.cycle(0);
+  CHECK(simulation.seconds() <= 1.03 * plain, simulation.seconds() / plain);
+}
+
+// In one pass each request has its own tau: one draft is right, the other never.
+TEST(requests_of_a_pass_have_their_own_taus) {
+  const auto controller = make_controller({.policy = Policy::automatic, .tau = kTauMax, .max_sequences = 2});
+  std::mt19937_64 random(5);
+  std::uniform_real_distribution<double> uniform(0, 1);
+  double drafts[2] = {};
+  for (int cycle = 0; cycle < 2000; ++cycle) {
+    const Candidate candidates[2] = {{1, kTauMax, 0}, {2, kTauMax, 0}};
+    TauChoice choices[2] = {};
+    controller->choose(candidates, choices);
+    if (cycle == 0) choices[0].tau = choices[1].tau = 0;
+    Judged judged[2];
+    int rows = 2;
+    for (int i = 0; i < 2; ++i) {
+      int accepted = 0;
+      while (accepted < choices[i].tau && uniform(random) < (i == 0 ? 0.9 : 0.0)) ++accepted;
+      judged[i] = {candidates[i].request, choices[i].tau, accepted, accepted + 1};
+      rows += choices[i].tau;
+      if (cycle >= 500) drafts[i] += choices[i].tau / 1500.0;
+    }
+    const int steps = std::max(choices[0].tau, choices[1].tau);
+    controller->observe({2, rows, steps, 0.1 * steps, 1 + 0.02 * (rows - 1), 0.02}, judged);
+  }
+  CHECK(drafts[0] > 4 && drafts[1] < 0.1, drafts[0], " and ", drafts[1], " drafts per cycle");
+}
+
+// Load changes by steps and wanders between them; a window is 500 cycles. Windows count in which plain decoding could keep the target.
+TEST(the_latency_target_is_kept_in_nineteen_windows_of_twenty) {
+  constexpr double kTarget = 2.2;
+  constexpr int kWindow = 500, kWindows = 40;
+  int kept = 0, windows = 0;
+  double tokens = 0, cycles = 0;
+  for (uint64_t seed = 1; seed <= kSeeds; ++seed) {
+    const auto controller = make_controller({.policy = Policy::latency, .tau = kTauMax, .latency_target = kTarget});
+    Simulation simulation(*controller, {"rising", 0.12, 0.06, 0.05}, {"iid .9", .9, .9, 0}, kTauMax, seed);
+    simulation.set_jitter(0.04);
+    simulation.begin(1);
+    std::mt19937_64 random(seed);
+    std::uniform_real_distribution<double> uniform(0, 1);
+    double load = 1, aim = 1;
+    for (int window = 0; window < kWindows; ++window) {
+      if (uniform(random) < 0.3) aim = 0.8 + 0.9 * uniform(random);
+      std::vector<double> gaps;
+      for (int cycle = 0; cycle < kWindow; ++cycle) {
+        load += 0.05 * (aim - load) + 0.004 * (uniform(random) - 0.5);
+        simulation.set_load(load);
+        const double before = simulation.seconds();
+        tokens += simulation.cycle(), cycles += 1;
+        gaps.push_back(simulation.seconds() - before);
+      }
+      std::sort(gaps.begin(), gaps.end());
+      ++windows;
+      kept += gaps[size_t(kWindow * 99 / 100)] <= kTarget;
+    }
+  }
+  std::printf("      kept in %d of %d windows, %.2f tokens per cycle\n", kept, windows, tokens / cycles);
+  CHECK(kept >= 0.95 * windows, kept, " of ", windows);
+  CHECK(tokens / cycles > 2, "it drafts too little: ", tokens / cycles);
+}
+
+TEST_MAIN()
