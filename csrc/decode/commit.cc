@@ -59,6 +59,7 @@ void Scheduler::commit(Sequence& sequence, std::vector<Output>& outputs) {
   stats.verify_time += output.verify_time;
   stats.sample_time += output.sample_time;
 
+  drafter_->learn(slot, sequence.source, result.tau, result.accepted, {cycle_.tokens(slot), size_t(result.emitted)});
   sequence.tokens.insert(sequence.tokens.end(), output.tokens.begin(), output.tokens.end());
   sequence.target_cached = result.target_cached;
   sequence.draft_cached = result.draft_cached;

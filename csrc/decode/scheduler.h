@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "decode/cycle.h"
+#include "decode/drafter.h"
 #include "decode/prefill_cost.h"
 #include "decode/prefix_cache.h"
 #include "decode/sequence.h"
@@ -13,7 +14,7 @@
 namespace paceline {
 
 struct EngineOptions {
-  int num_speculative_tokens = 0;      // tau of a cycle at most, and by default; 0 without a draft
+  int num_speculative_tokens = 0;      // tau of a cycle at most, and by default; 0 where nobody drafts
   Acceptance acceptance = Acceptance::coupled;
   int max_model_len = 0;               // tokens of a sequence at most
   int max_num_seqs = 1;                // sequences decoding at once
@@ -27,6 +28,8 @@ struct EngineOptions {
   int cycles_in_flight = 0;            // launched before results are read, at most; 0 = what the backend is best with
   int prefill_chunk_beside = 0;        // rows of a prefill pass while others decode; 0 = what costs four plain passes, learned
   int64_t prefix_cache_bytes = -1;     // KV that ended requests leave for later ones; -1 = all that nobody needs, 0 = none
+  DrafterKind drafter = DrafterKind::model;  // ngram: without a draft; chain: with one
+  double draft_cost = 0;               // of a pass of the draft, in passes of the target, for the chain; 0 = by the bytes of their weights
 };
 
 class Scheduler {
@@ -58,9 +61,11 @@ class Scheduler {
 
  private:
   int vocab_limit() const { return cycle_.limits().vocab_limit; }
+  bool may_propose() const { return draft_ || drafter_->on_host(); }
   int end_length(int prompt_length, const RequestParams& params) const;
   int wanted_tau(const Sequence& sequence) const;
   bool can_draft(const Sequence& sequence) const;
+  void propose();
   void admit();
   void enter(Sequence& sequence, int slot);
   void leave(Sequence& sequence, bool keep_pages);
@@ -84,6 +89,7 @@ class Scheduler {
   Model* draft_;
   EngineOptions options_;
   Cycle cycle_;
+  std::unique_ptr<Drafter> drafter_;
   PrefixCache prefix_cache_;
   RowsBuffer prefill_rows_, verify_rows_;
   Buffer verify_logits_, verify_logprobs_;          // [verify rows, V]

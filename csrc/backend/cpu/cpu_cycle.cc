@@ -26,6 +26,14 @@ RowTask draft_task(const CycleState& state, int slot, int step) {
   return row_task(state, slot, state.length[slot] + step, draft_row(state, slot, step), state.draft_vocab_size, state.draft_vocab_limit);
 }
 
+// All that a proposal from nowhere gives probability to: the row of a draft that is certain of it.
+ProcessedRow point_mass(int token, int vocab_limit) { return {nullptr, vocab_limit, 0.0f, 0.0f, token, kRowSound, 0.0}; }
+
+int planned_tau(const CycleState& state, int slot) {
+  return paceline::planned_tau(state.wanted_tau[slot], state.proposed[slot], state.length[slot], state.params[slot].end_length,
+                               state.draft_cached[slot], state.draft_max_len);
+}
+
 void append(const Rows& rows, int slot, int position, int token) {
   const int row = (*rows.live)++;
   rows.slot[row] = slot;
@@ -56,7 +64,7 @@ Choice judge(const SamplingKernels& kernels, const CycleState& state, int slot, 
     const int32_t token = kernels.choose(target, own);
     return {token, drafted && token == draft};
   }
-  const ProcessedRow proposed = kernels.process(draft_task(state, slot, i), draft_scratch);
+  const ProcessedRow proposed = state.proposed[slot] > 0 ? point_mass(draft, state.vocab_limit) : kernels.process(draft_task(state, slot, i), draft_scratch);
   if (proposed.fault) return {kernels.choose(target, own), false};  // fail closed: a token is drawn from the target alone
   const uint64_t target_mass = kernels.mass(target), draft_mass = kernels.mass(proposed);
   const double u = accept_uniform_at(address(params, position, start, Purpose::accept));
@@ -68,17 +76,18 @@ Choice judge(const SamplingKernels& kernels, const CycleState& state, int slot, 
 
 void CpuBackend::begin_cycle(const CycleState& state) {
   for (int slot = 0; slot < state.num_slots; ++slot) {
-    const int tau = clamped_tau(state.wanted_tau[slot], state.length[slot], state.params[slot].end_length, state.draft_cached[slot],
-                                state.draft_max_len);
-    state.drafting[slot] = state.running[slot] ? tau : 0;
+    state.proposed[slot] = state.running[slot] ? state.offered[slot] : 0;
+    state.drafting[slot] = state.running[slot] ? planned_tau(state, slot) : 0;
     state.draft_fed[slot] = state.draft_cached[slot];
+    int32_t* drafts = state.tokens + size_t(slot) * state.tokens_stride + state.length[slot];
+    for (int i = 0; i < smaller(state.proposed[slot], state.drafting[slot]); ++i) drafts[i] = state.offers[slot * state.tau_max + i];
   }
 }
 
 void CpuBackend::plan_draft(const CycleState& state, int step, const Rows& rows) {
   *rows.live = 0;
   for (int slot = 0; slot < state.num_slots; ++slot) {
-    if (state.drafting[slot] <= step) continue;
+    if (state.drafting[slot] <= step || state.proposed[slot] > 0) continue;
     const int last = state.length[slot] - 1 + step;
     const int32_t* tokens = state.tokens + size_t(slot) * state.tokens_stride;
     for (int position = state.draft_fed[slot]; position <= last; ++position)
@@ -91,7 +100,7 @@ void CpuBackend::plan_draft(const CycleState& state, int step, const Rows& rows)
 void CpuBackend::sample_draft(const CycleState& state, int step) {
   pool_->run([&](int thread, int num_threads) {
     for (int slot = thread; slot < state.num_slots; slot += num_threads) {
-      if (state.drafting[slot] <= step) continue;
+      if (state.drafting[slot] <= step || state.proposed[slot] > 0) continue;
       const ProcessedRow row = sampling_->process(draft_task(state, slot, step), scratch(thread));
       if (row.fault) {  // no proposal: verify what there is
         state.drafting[slot] = step;
@@ -155,7 +164,7 @@ void CpuBackend::accept_slot(const CycleState& state, int slot, const float* log
     goes_on = choice.accepted && result.finish == kRunning;
   }
 
-  result.draft_fault = tau < clamped_tau(state.wanted_tau[slot], start, params.end_length, state.draft_cached[slot], state.draft_max_len);
+  result.draft_fault = tau < planned_tau(state, slot);
 
   // Commit: lengths move, and with them both caches.
   const int length = start + result.emitted;
