@@ -30,6 +30,7 @@ void check_options(const EngineOptions& o) {
   require(o.kv_cache_tokens >= 2, "[Engine] kv_cache_tokens must be at least 2, got ", o.kv_cache_tokens);
   require(o.prefill_chunk >= 1 && o.prefill_chunk <= 512, "[Engine] prefill_chunk must be in [1, 512], got ", o.prefill_chunk);
   require(o.prefill_chunk_beside >= 0, "[Engine] prefill_chunk_beside must be at least 0, got ", o.prefill_chunk_beside);
+  require(o.trace_cycles >= 0 && o.trace_cycles <= 1 << 20, "[Engine] trace_cycles must be in [0, 1048576], got ", o.trace_cycles);
   require(o.prefix_cache_bytes >= -1, "[Engine] prefix_cache_bytes must be at least 0, or -1 for all that nobody needs, got ", o.prefix_cache_bytes);
   require(o.draft_cost >= 0 && std::isfinite(o.draft_cost), "[Engine] draft_cost must be in [0, inf), got ", o.draft_cost);
   require(o.max_num_seqs * (o.num_speculative_tokens + 1) <= 512,

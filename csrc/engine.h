@@ -31,6 +31,7 @@ class Engine {
   int64_t add(std::vector<int32_t> prompt, RequestParams params) { return alive().add(std::move(prompt), std::move(params)); }
   void cancel(int64_t request) { alive().cancel(request); }
   std::vector<Output> step();
+  TraceColumns trace() { return alive().trace().columns(); }
   RequestStats stats() { return alive().stats(); }
   void profile(bool on) { alive(); backend_->profile(on); }
   bool idle() { return alive().idle(); }

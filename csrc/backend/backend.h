@@ -113,13 +113,17 @@ struct CycleState {
   int32_t* draft_cached;   // [S]
   int32_t* draft_fed;      // [S] draft_cached during the cycle
   int32_t* first_row;      // [S] the slot's first row in the verify pass
-  int32_t* draft_row;      // [tau_max, S] the row of draft_logits that proposed draft `step` of the slot
+  int32_t* draft_row;      // [tau_max + 1, S] rows of a draft pass: first the one that step 0 caught up with, -1 where there was none,
+                           // then that which proposed draft `step`
   SlotParams* params;      // [S]
   float* draft_logits;     // [(tau_max + 1) S, draft V]: every draft pass keeps its rows, so that acceptance judges the very
                            // rows the drafts were drawn from. Step 0 may have two rows per slot.
   // First row of draft_logits that belongs to a step.
-  constexpr int draft_logits_row(int step) const { return step == 0 ? 0 : (step + 1) * num_slots; }
+  constexpr int draft_logits_row(int step) const { return step <= 0 ? 0 : (step + 1) * num_slots; }
+  // The row of its pass that proposed draft `step` of the slot; step kCatchUp: that it caught up with, or -1.
+  constexpr int32_t& draft_row_of(int step, int slot) const { return draft_row[(step + 1) * num_slots + slot]; }
 };
+constexpr int kCatchUp = -1;  // the draft's row before that of step 0: it would have proposed the token at length - 1
 
 // What the host reads after a cycle, one entry per slot.
 struct CycleResult {
@@ -141,6 +145,18 @@ struct CycleResults {
   int32_t* top_ids;        // [S, tau_max + 1, kMaxTopLogprobs]
   float* top_logprobs;     // [S, tau_max + 1, kMaxTopLogprobs]
   uint64_t* row_hashes;    // [S, tau_max + 1] debug: of the raw logits that chose each emitted token; nullptr = off
+};
+
+// What the trace notes of a cycle beside its results, for drafts [0, tau) of a slot. m_j, the agreement: whether the draft, given the true
+// prefix, would have proposed the token that was emitted; under `rejection` min(1, draft / target) of that token's probabilities.
+struct CycleEvidence {
+  int32_t* rows;              // [1] live rows of the verify pass
+  int32_t* drafted;           // [S, tau_max]
+  float* draft_logprob;       // [S, tau_max] of the drafted token, raw
+  float* target_logprob;      // [S, tau_max] likewise, of rows that were reached
+  float* agreement;           // [S, tau_max] of emitted tokens
+  float* catch_up_agreement;  // [S] of the token at length - 1, where the draft had to catch up with it; NaN where not
+  double* extra_probability;  // [S] not read by the host: what the target gave the last bonus token, NaN where there was none
 };
 
 // What a profiler shows of the host's work. Each has a number beside its name.
@@ -237,6 +253,9 @@ class Backend {
   virtual void sample_draft(const CycleState&, int step) = 0;
   virtual void plan_verify(const CycleState&, const Rows&) = 0;
   virtual void accept(const CycleState&, const float* logits /* [T, V] */, int vocab_size, const CycleResults&) = 0;
+  // For the trace: after the draft's pass of step 0, before it is sampled; and after `accept`, with the rows of plan_verify.
+  virtual void record_catch_up(const CycleState&, const CycleEvidence&) = 0;
+  virtual void record_cycle(const CycleState&, const Rows&, const float* logits, int vocab_size, const CycleResults&, const CycleEvidence&) = 0;
   virtual void timestamp(int64_t* nanoseconds) = 0;  // when the device gets here; only differences mean anything
   // The end of a line: adds one to a counter in shared memory, once everything before it can be read there; the host waits for it.
   virtual void count_up(int64_t* counter) = 0;

@@ -51,6 +51,8 @@ class PlanningBackend final : public Backend {
   void sample_draft(const CycleState&, int) override {}
   void plan_verify(const CycleState&, const Rows&) override {}
   void accept(const CycleState&, const float*, int, const CycleResults&) override {}
+  void record_catch_up(const CycleState&, const CycleEvidence&) override {}
+  void record_cycle(const CycleState&, const Rows&, const float*, int, const CycleResults&, const CycleEvidence&) override {}
   void timestamp(int64_t*) override {}
   void count_up(int64_t*) override {}
   void wait_for(const int64_t*, int64_t) override {}

@@ -65,6 +65,9 @@ struct BackendPlugin {
   Status (*sample_draft)(void* backend, const CycleState*, int32_t step);
   Status (*plan_verify)(void* backend, const CycleState*, const Rows*);
   Status (*accept)(void* backend, const CycleState*, const float* logits, int32_t vocab_size, const CycleResults*);
+  Status (*record_catch_up)(void* backend, const CycleState*, const CycleEvidence*);
+  Status (*record_cycle)(void* backend, const CycleState*, const Rows*, const float* logits, int32_t vocab_size, const CycleResults*,
+                         const CycleEvidence*);
   Status (*timestamp)(void* backend, int64_t* nanoseconds);
   Status (*count_up)(void* backend, int64_t* counter);
   Status (*wait_for)(void* backend, const int64_t* counter, int64_t value);
@@ -76,8 +79,9 @@ struct BackendPlugin {
   Status (*hash_kv)(void* backend, const KvLayer*, const AttentionShape*, int32_t slot, int32_t position, uint64_t* hash);
 };
 
-constexpr uint32_t kPluginAbi = abi_of(4, {sizeof(BackendPlugin), sizeof(Rows), sizeof(KvLayer), sizeof(AttentionShape), sizeof(QkvWeights),
-                                           sizeof(CycleState), sizeof(CycleResult), sizeof(CycleResults), sizeof(SlotParams)});
+constexpr uint32_t kPluginAbi = abi_of(5, {sizeof(BackendPlugin), sizeof(Rows), sizeof(KvLayer), sizeof(AttentionShape), sizeof(QkvWeights),
+                                           sizeof(CycleState), sizeof(CycleResult), sizeof(CycleResults), sizeof(CycleEvidence),
+                                           sizeof(SlotParams)});
 
 // What a library exports under kPluginEntry: its table, or nullptr when it was made for another abi.
 using BackendPluginEntry = const BackendPlugin* (*)(uint32_t abi);

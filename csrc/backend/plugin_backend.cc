@@ -159,6 +159,11 @@ class PluginBackend final : public Backend {
   void accept(const CycleState& state, const float* logits, int vocab_size, const CycleResults& results) override {
     call(plugin_.accept, &state, logits, vocab_size, &results);
   }
+  void record_catch_up(const CycleState& state, const CycleEvidence& evidence) override { call(plugin_.record_catch_up, &state, &evidence); }
+  void record_cycle(const CycleState& state, const Rows& rows, const float* logits, int vocab_size, const CycleResults& results,
+                    const CycleEvidence& evidence) override {
+    call(plugin_.record_cycle, &state, &rows, logits, vocab_size, &results, &evidence);
+  }
   void timestamp(int64_t* nanoseconds) override { call(plugin_.timestamp, nanoseconds); }
   void count_up(int64_t* counter) override { call(plugin_.count_up, counter); }
   void wait_for(const int64_t* counter, int64_t value) override { call(plugin_.wait_for, counter, value); }

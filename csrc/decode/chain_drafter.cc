@@ -12,11 +12,11 @@ constexpr double kDraftCostAtFirst = 0.25;  // where nobody knows better
 
 int match_class(int match_length) { return std::min(int(std::bit_width(unsigned(std::max(match_length, 2) - 1))) - 1, 3); }
 
-Source choose_source(const SourceHistory& history, int match_length, int run, int tau, double draft_cost) {
-  if (run == 0) return Source::model;
+DraftSource choose_source(const SourceHistory& history, int match_length, int run, int tau, double draft_cost) {
+  if (run == 0) return DraftSource::model;
   const double by_ngram = 1 + std::min(history.ngram[match_class(match_length)].accepted, double(run));
   const double by_model = (1 + std::min(history.model.accepted, double(tau))) / (1 + tau * draft_cost);
-  return by_ngram > by_model ? Source::ngram : Source::model;
+  return by_ngram > by_model ? DraftSource::ngram : DraftSource::model;
 }
 
 ChainDrafter::ChainDrafter(Backend& backend, const Limits& limits)
@@ -37,9 +37,9 @@ Proposal ChainDrafter::propose(int slot, std::span<const int32_t> text, int most
   return {choose_source(histories_[slot], ngram_.match_length(), length, most, draft_cost_), length};
 }
 
-void ChainDrafter::learn(int slot, Source source, int tau, int accepted, std::span<const int32_t> emitted) {
+void ChainDrafter::learn(int slot, DraftSource source, int tau, int accepted, std::span<const int32_t> emitted) {
   const Run& run = runs_[slot];
-  if (source == Source::model && tau > 0) histories_[slot].model.add(accepted);
+  if (source == DraftSource::model && tau > 0) histories_[slot].model.add(accepted);
   if (run.length == 0) return;
   int right = 0;
   while (right < run.length && right < int(emitted.size()) && run.tokens[right] == emitted[right]) ++right;

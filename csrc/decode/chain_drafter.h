@@ -23,7 +23,7 @@ int match_class(int match_length);
 
 // Whose cycle emits more tokens per unit of cost, as things went of late. run: the tokens the n-gram has, after a match of match_length. It
 // goes by tokens and acceptance, never by a clock: with the same requests and seeds the choice is the same. A controller may take its place.
-Source choose_source(const SourceHistory& history, int match_length, int run, int tau, double draft_cost);
+DraftSource choose_source(const SourceHistory& history, int match_length, int run, int tau, double draft_cost);
 
 class ChainDrafter final : public Drafter {
  public:
@@ -32,7 +32,7 @@ class ChainDrafter final : public Drafter {
   bool on_host() const override { return true; }
   void start(int slot) override;
   Proposal propose(int slot, std::span<const int32_t> text, int most, int32_t* run) override;
-  void learn(int slot, Source source, int tau, int accepted, std::span<const int32_t> emitted) override;
+  void learn(int slot, DraftSource source, int tau, int accepted, std::span<const int32_t> emitted) override;
   size_t bytes() const override { return ngram_.bytes(); }
 
  private:

@@ -6,7 +6,7 @@
 namespace paceline {
 
 // The device has committed; the host takes over what it says, and cuts it where only the host can tell (stop strings).
-void Scheduler::commit(Sequence& sequence, std::vector<Output>& outputs) {
+void Scheduler::commit(Sequence& sequence, const Flight::Part& part, std::vector<Output>& outputs) {
   const int slot = sequence.slot;
   const CycleResult& result = cycle_.result(slot);
   Output& output = outputs.emplace_back();
@@ -59,7 +59,8 @@ void Scheduler::commit(Sequence& sequence, std::vector<Output>& outputs) {
   stats.verify_time += output.verify_time;
   stats.sample_time += output.sample_time;
 
-  drafter_->learn(slot, sequence.source, result.tau, result.accepted, {cycle_.tokens(slot), size_t(result.emitted)});
+  record(sequence, part, output);
+  drafter_->learn(slot, part.source, result.tau, result.accepted, {cycle_.tokens(slot), size_t(result.emitted)});
   sequence.tokens.insert(sequence.tokens.end(), output.tokens.begin(), output.tokens.end());
   sequence.target_cached = result.target_cached;
   sequence.draft_cached = result.draft_cached;
@@ -70,6 +71,38 @@ void Scheduler::commit(Sequence& sequence, std::vector<Output>& outputs) {
   if (sequence.in_flight) return;  // a cycle under way writes further
   target_.cache().truncate(slot, sequence.length());
   if (draft_) draft_->cache().truncate(slot, sequence.length());
+}
+
+// The cycle's line in the trace.
+void Scheduler::record(const Sequence& sequence, const Flight::Part& part, const Output& output) {
+  if (!trace_.on()) return;
+  const CycleResult& result = cycle_.result(sequence.slot);
+  const int emitted = int(output.tokens.size());
+  CycleRecord record;
+  record.cycle = collected_.cycle, record.request = sequence.id, record.position = result.first_position;
+  record.wanted_tau = part.wanted_tau, record.reason = part.reason, record.source = part.source;
+  record.tau = output.tau, record.accepted = output.accepted, record.emitted = emitted;
+  if (emitted > result.accepted) {
+    record.extra_token = output.tokens.back();
+    record.extra_kind = result.accepted < result.tau ? ExtraKind::residual : ExtraKind::bonus;
+  }
+  record.sequences = int(collected_.parts.size());
+  record.start = std::chrono::duration<double>(collected_.start - began_).count();
+  record.draft_time = cycle_.draft_seconds(), record.verify_time = output.verify_time, record.sample_time = output.sample_time;
+  record.host_time = host_seconds_;
+  record.rows = record.sequences;
+  record.catch_up_agreement = std::numeric_limits<float>::quiet_NaN();
+  if (cycle_.limits().records) {
+    const CycleEvidence& evidence = cycle_.evidence();
+    const size_t at = size_t(sequence.slot) * cycle_.limits().tau_max;
+    record.rows = *evidence.rows;
+    if (result.tau > 0 && part.source == DraftSource::model) record.catch_up_agreement = evidence.catch_up_agreement[sequence.slot];
+    record.drafted = {evidence.drafted + at, size_t(result.tau)};
+    record.draft_logprob = {evidence.draft_logprob + at, size_t(result.tau)};
+    record.target_logprob = {evidence.target_logprob + at, size_t(result.tau)};
+    record.agreement = {evidence.agreement + at, size_t(std::min(result.tau, emitted))};
+  }
+  trace_.add(record);
 }
 
 void Scheduler::finish(Sequence& sequence, Output& output, FinishReason reason) {

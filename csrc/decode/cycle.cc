@@ -31,13 +31,14 @@ void Cycle::enqueue(const Shape& shape, const Results& to) {
     const Rows rows = shape.bound(draft_rows_.rows(), step == 0 ? 2 : 1);
     backend_.plan_draft(state_, step, rows);
     draft_->forward(rows, state_.draft_logits + size_t(state_.draft_logits_row(step)) * state_.draft_vocab_size);
+    if (step == 0 && limits_.records) backend_.record_catch_up(state_, to.evidence);
     backend_.sample_draft(state_, step);
   }
   backend_.timestamp(to.stamps + 1);
 
   // 2. The target scores all tau + 1 positions in one pass.
+  const Rows rows = shape.bound(verify_rows_.rows(), tau + 1);
   {
-    const Rows rows = shape.bound(verify_rows_.rows(), tau + 1);
     const SpanScope span(backend_, Span::verify, rows.capacity);
     backend_.plan_verify(state_, rows);
     target_.forward(rows, target_logits_);
@@ -46,6 +47,7 @@ void Cycle::enqueue(const Shape& shape, const Results& to) {
 
   // 3. The longest prefix the target agrees to stays, one token of its own follows; lengths move, and with them both caches.
   backend_.accept(state_, target_logits_, target_.vocab_size(), to.device);
+  if (limits_.records) backend_.record_cycle(state_, rows, target_logits_, target_.vocab_size(), to.device, to.evidence);
   backend_.timestamp(to.stamps + 3);
   backend_.count_up(finished_);
 }
@@ -71,11 +73,12 @@ Cycle::Cycle(Backend& backend, Model& target, Model* draft, const Limits& limits
     *each = make<int32_t>(slots);
   state_.offered = share<int32_t>(slots);
   state_.offers = share<int32_t>(slots * limits.tau_max);
-  state_.draft_row = make<int32_t>(slots * limits.tau_max);
+  state_.draft_row = make<int32_t>(slots * width_);
   state_.params = make<SlotParams>(slots);
   state_.draft_logits = make<float>(limits.tau_max ? slots * width_ * draft_vocab : 0);
   target_logits_ = make<float>(emitted * target.vocab_size());
   finished_ = share<int64_t>(1);
+  double* extra_probability = make<double>(limits.records ? slots : 0);
   for (int positions : tiers(kShortContext, limits.max_len + width_))
     for (int sequences : tiers(1, limits.num_slots))
       for (int tau = 0; tau <= limits.tau_max; ++tau) {
@@ -86,6 +89,11 @@ Cycle::Cycle(Backend& backend, Model& target, Model* draft, const Limits& limits
   for (Results& results : ring_) {
     results.device = {share<CycleResult>(slots), share<int32_t>(emitted), share<float>(emitted), share<int32_t>(emitted * kMaxTopLogprobs),
                       share<float>(emitted * kMaxTopLogprobs), limits.hash_logits ? share<uint64_t>(emitted) : nullptr};
+    if (limits.records) {
+      const size_t drafts = slots * limits.tau_max;
+      results.evidence = {share<int32_t>(1), share<int32_t>(drafts), share<float>(drafts), share<float>(drafts),
+                          share<float>(drafts), share<float>(slots), extra_probability};
+    }
     results.stamps = share<int64_t>(4);
     for (const Shape& shape : shapes_) {
       const SpanScope span(backend_, Span::graph_capture, shape.tau);

@@ -18,6 +18,7 @@ class Cycle {
     int vocab_limit;   // ids that exist (the target's tokenizer decides)
     Acceptance acceptance;
     bool hash_logits;  // debug
+    bool records;      // fills evidence for the trace
     int in_flight;     // cycles launched before the first one's results are read, at most
     bool host_drafts = false;  // there may be offers; then in_flight is 1
   };
@@ -49,6 +50,7 @@ class Cycle {
   const int32_t* top_ids(int slot, int i) const { return last().device.top_ids + (size_t(slot) * width_ + i) * kMaxTopLogprobs; }
   const float* top_logprobs(int slot, int i) const { return last().device.top_logprobs + (size_t(slot) * width_ + i) * kMaxTopLogprobs; }
   const uint64_t* row_hashes(int slot) const { return last().device.row_hashes + size_t(slot) * width_; }  // debug only
+  const CycleEvidence& evidence() const { return last().evidence; }  // where limits().records
   double draft_seconds() const { return 1e-9 * double(last().stamps[1] - last().stamps[0]); }
   double verify_seconds() const { return 1e-9 * double(last().stamps[2] - last().stamps[1]); }
   double sample_seconds() const { return 1e-9 * double(last().stamps[3] - last().stamps[2]); }
@@ -67,6 +69,7 @@ class Cycle {
   // Of one cycle, in shared memory; and the lines that write there, one per shape.
   struct Results {
     CycleResults device;
+    CycleEvidence evidence;
     int64_t* stamps;  // [4]
     std::vector<std::unique_ptr<Graph>> graphs;
   };

@@ -12,16 +12,16 @@
 
 namespace paceline {
 
-enum class Source : uint8_t { model = 0, ngram = 1 };
+enum class DraftSource : uint8_t { model = 0, ngram = 1 };
 
 // model: the draft model, if there is one. ngram: the longest suffix of the text that it has seen before, and what came after it.
 // chain: ngram where it has a match that promises more than the draft model does, else the model, else plain decoding.
 enum class DrafterKind { model, ngram, chain };
 
-// For a slot's next cycle. source: who is to draft. length: tokens the host has, at most; with Source::model they are for a draft model that
+// For a slot's next cycle. source: who is to draft. length: tokens the host has, at most; with DraftSource::model they are for a draft model that
 // cannot draft yet, because its cache is behind.
 struct Proposal {
-  Source source = Source::model;
+  DraftSource source = DraftSource::model;
   int length = 0;
 };
 
@@ -39,7 +39,7 @@ class Drafter {
   // For a cycle of at most `most` drafts after `text`, which continues what was shown of the slot before; the tokens go to run[0, most).
   virtual Proposal propose(int /*slot*/, std::span<const int32_t> /*text*/, int /*most*/, int32_t* /*run*/) { return {}; }
   // A cycle of `source` verified tau drafts and emitted `emitted`, the first `accepted` of them drafts.
-  virtual void learn(int /*slot*/, Source /*source*/, int /*tau*/, int /*accepted*/, std::span<const int32_t> /*emitted*/) {}
+  virtual void learn(int /*slot*/, DraftSource /*source*/, int /*tau*/, int /*accepted*/, std::span<const int32_t> /*emitted*/) {}
   virtual size_t bytes() const { return 0; }
 };
 

@@ -22,15 +22,15 @@ NgramDrafter::NgramDrafter(Backend& backend, const Limits& limits)
 // often chance, costs two rows. Where it reaches the end of the text it goes on with its own beginning, as if the text had.
 Proposal NgramDrafter::propose(int slot, std::span<const int32_t> text, int most, int32_t* run) {
   match_length_ = 0;
-  if (most <= 0) return {Source::ngram, 0};
+  if (most <= 0) return {DraftSource::ngram, 0};
   SuffixAutomaton& seen = texts_[slot];
   for (int left = kReadAtATime; left > 0 && seen.size() < int(text.size()); --left) seen.append(text[seen.size()]);
   const SuffixAutomaton::Match match = seen.match();
   match_length_ = seen.size() == int(text.size()) ? match.length : 0;
-  if (match_length_ < kShortestMatch) return {Source::ngram, 0};
+  if (match_length_ < kShortestMatch) return {DraftSource::ngram, 0};
   const int length = std::min(most, match_length_), period = int(text.size()) - match.end;
   for (int i = 0; i < length; ++i) run[i] = text[match.end + i % period];
-  return {Source::ngram, length};
+  return {DraftSource::ngram, length};
 }
 
 }  // namespace paceline

@@ -51,6 +51,7 @@ void Scheduler::prefill(bool draft) {
   model.forward(prefill_rows_.rows(), nullptr);
   backend_.timestamp(stamps + 1);
   backend_.synchronize();
+  last_read_ = {};
   Recent& row_seconds = draft ? draft_row_seconds_ : target_row_seconds_;
   if (int(tokens.size()) >= kFewestRows) row_seconds.add(1e-9 * double(stamps[1] - stamps[0]) / double(tokens.size()));
   for (Sequence* sequence : fed) {
@@ -75,7 +76,7 @@ bool Scheduler::lacks_prompt(const Sequence& sequence) const { return sequence.t
 
 // Tokens are out, and the draft lacks more rows than its first pass of a cycle feeds.
 bool Scheduler::catch_up_due(const Sequence& sequence) const {
-  if (sequence.proposal.source != Source::model) return false;  // not asked next
+  if (sequence.proposal.source != DraftSource::model) return false;  // not asked next
   return draft_ && sequence.emitted_any() && sequence.draft_cached < sequence.length() - 2 && can_draft(sequence);
 }
 

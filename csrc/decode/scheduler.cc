@@ -13,7 +13,7 @@ Cycle::Limits cycle_limits(const Backend& backend, const Model& target, const Mo
   const int in_flight = on_host ? 1 : options.cycles_in_flight ? options.cycles_in_flight : backend.cycles_in_flight();
   const int vocab_limit = options.vocab_limit ? options.vocab_limit : target.vocab_size();
   return {options.max_num_seqs, draft || on_host ? options.num_speculative_tokens : 0, options.max_model_len, vocab_limit, options.acceptance,
-          options.debug_hash, in_flight, on_host};
+          options.debug_hash, (draft || on_host) && options.trace_cycles > 0, in_flight, on_host};
 }
 
 PrefixCache::Pool pool_of(Model* model) {
@@ -55,7 +55,7 @@ Scheduler::Scheduler(Backend& backend, Model& target, Model* draft, const Engine
       drafter_(make_drafter(options.drafter, backend, {options.max_num_seqs, options.num_speculative_tokens, options.max_model_len, options.draft_cost})),
       prefix_cache_(pool_of(&target), pool_of(draft), options.prefix_cache_bytes), prefill_rows_(backend, options.prefill_chunk),
       verify_rows_(backend, options.max_num_seqs * (options.num_speculative_tokens + 1)),
-      slot_taken_(options.max_num_seqs, false) {
+      slot_taken_(options.max_num_seqs, false), trace_(options.trace_cycles, cycle_.limits().tau_max) {
   require(draft || options.drafter != DrafterKind::chain, "[Engine] drafter must be model or ngram without a draft, got chain");
   require(!draft || options.drafter != DrafterKind::ngram, "[Engine] drafter must be model or chain with a draft, got ngram");
   require(may_propose() || options.num_speculative_tokens == 0, "[Engine] num_speculative_tokens must be 0 without a draft, got ",
@@ -223,9 +223,8 @@ bool Scheduler::launch() {
     const int shortest = sequence.length() + sequence.in_flight, longest = sequence.length() + sequence.in_flight_tokens;
     const int draft_len = draft_ ? draft_->max_len() : 0, draft_cached = sequence.in_flight ? shortest - 1 : sequence.draft_cached;
     const int by_draft = clamped_tau(wanted_tau(sequence), shortest, sequence.end_length, draft_cached, draft_len);
-    const bool offers = sequence.proposal.length > 0 && (sequence.proposal.source != Source::model || by_draft == 0);
+    const bool offers = sequence.proposal.length > 0 && (sequence.proposal.source != DraftSource::model || by_draft == 0);
     const int tau = offers ? sequence.proposal.length : by_draft;
-    sequence.source = offers ? Source::ngram : Source::model;
     if (drafter_->on_host()) cycle_.set_offered(sequence.slot, offers ? tau : 0);
     draft_runs |= tau > 0 && !offers;
     sequence.proposal.length = 0;
@@ -236,16 +235,19 @@ bool Scheduler::launch() {
     if (!sequence.running) cycle_.set_running(sequence.slot, sequence.running = true);
     tau_max = std::max(tau_max, tau);
     positions = std::max(positions, std::min(longest + tau + 1, sequence.end_length));
-    flight.emits.emplace_back(sequence.id, tau + 1);
+    flight.parts.push_back({sequence.id, tau + 1, wanted_tau(sequence), sequence.params.num_speculative_tokens < 0 ? TauReason::fixed : TauReason::request,
+                            offers ? DraftSource::ngram : DraftSource::model});
     ++sequence.in_flight;
     sequence.in_flight_tokens += tau + 1;
   }
-  if (flight.emits.empty()) return false;
+  if (flight.parts.empty()) return false;
   const SpanScope span(backend_, Span::launch, tau_max);
   profile_cycle();
+  flight.cycle = cycles_launched_;
+  flight.start = Clock::now();
   target_.cache().publish();
   if (draft_) draft_->cache().publish();
-  cycle_.launch(tau_max, int(flight.emits.size()), positions, draft_runs);
+  cycle_.launch(tau_max, int(flight.parts.size()), positions, draft_runs);
   flights_.push_back(std::move(flight));
   return true;
 }
@@ -259,23 +261,34 @@ void Scheduler::profile_cycle() {
 
 // The results of the oldest cycle under way. Who has ended since it was launched, or ended in the cycle before it, has none.
 void Scheduler::collect(std::vector<Output>& outputs) {
-  const SpanScope span(backend_, Span::collect, int64_t(flights_.front().emits.size()));
+  const SpanScope span(backend_, Span::collect, int64_t(flights_.front().parts.size()));
   cycle_.wait();
   plain_pass_seconds_.add(cycle_.verify_seconds());
-  const Flight flight = std::move(flights_.front());
+  collected_ = std::move(flights_.front());
   flights_.pop_front();
-  for (const auto& [id, most] : flight.emits) {
-    const auto found = std::find_if(active_.begin(), active_.end(), [id = id](const auto& each) { return each->id == id; });
+  measure_host();
+  for (const Flight::Part& part : collected_.parts) {
+    const auto found = std::find_if(active_.begin(), active_.end(), [&](const auto& each) { return each->id == part.request; });
     if (found == active_.end()) continue;
     --(*found)->in_flight;
-    (*found)->in_flight_tokens -= most;
-    commit(**found, outputs);
+    (*found)->in_flight_tokens -= part.most;
+    commit(**found, part, outputs);
   }
   std::erase_if(active_, [](const auto& each) { return each->slot < 0; });
+  if (active_.empty()) last_read_ = {};
+}
+
+// What the host took for the cycle whose results are there now: all that passed since those of the one before, its callers' time included,
+// but for what the device did. Where a prefill pass or nothing at all came between, since its launch.
+void Scheduler::measure_host() {
+  const Clock::time_point now = Clock::now(), since = last_read_ == Clock::time_point{} ? collected_.start : last_read_;
+  const double device = cycle_.draft_seconds() + cycle_.verify_seconds() + cycle_.sample_seconds();
+  host_seconds_ = std::max(0.0, std::chrono::duration<double>(now - since).count() - device);
+  last_read_ = now;
 }
 
 size_t Scheduler::workspace_bytes() const {
-  return cycle_.workspace_bytes() + drafter_->bytes() + prefill_rows_.bytes() + prefill_stamps_.bytes() + verify_rows_.bytes() + verify_logits_.bytes() +
+  return cycle_.workspace_bytes() + drafter_->bytes() + trace_.bytes() + prefill_rows_.bytes() + prefill_stamps_.bytes() + verify_rows_.bytes() + verify_logits_.bytes() +
          verify_logprobs_.bytes();
 }
 

@@ -10,6 +10,7 @@
 #include "decode/prefill_cost.h"
 #include "decode/prefix_cache.h"
 #include "decode/sequence.h"
+#include "decode/trace.h"
 
 namespace paceline {
 
@@ -27,6 +28,7 @@ struct EngineOptions {
   int64_t profile_first = 0, profile_last = 0;  // cycles that a profiler captures, counted from 1; 0 = none
   int cycles_in_flight = 0;            // launched before results are read, at most; 0 = what the backend is best with
   int prefill_chunk_beside = 0;        // rows of a prefill pass while others decode; 0 = what costs four plain passes, learned
+  int trace_cycles = 4096;             // records of the trace at most, one per request and cycle; 0 = none
   int64_t prefix_cache_bytes = -1;     // KV that ended requests leave for later ones; -1 = all that nobody needs, 0 = none
   DrafterKind drafter = DrafterKind::model;  // ngram: without a draft; chain: with one
   double draft_cost = 0;               // of a pass of the draft, in passes of the target, for the chain; 0 = by the bytes of their weights
@@ -52,6 +54,7 @@ class Scheduler {
   const RequestStats& stats() const { return stats_; }
   bool idle() const { return waiting_.empty() && active_.empty(); }
   int waiting() const { return int(waiting_.size()); }  // not admitted yet
+  const Trace& trace() const { return trace_; }
   const PrefixCache& prefix_cache() const { return prefix_cache_; }
 
   // [drafts + 1, target vocab] log-softmax of the raw logits, row t conditioned on prefix and drafts[0, t). prefix not empty.
@@ -60,6 +63,19 @@ class Scheduler {
   size_t workspace_bytes() const;
 
  private:
+  struct Flight {
+    struct Part {
+      int64_t request;
+      int most;  // tokens it emits at most
+      int wanted_tau;
+      TauReason reason;
+      DraftSource source;
+    };
+    std::vector<Part> parts;
+    int64_t cycle = 0;        // its number, from 1
+    Clock::time_point start;  // when it was launched
+  };
+
   int vocab_limit() const { return cycle_.limits().vocab_limit; }
   bool may_propose() const { return draft_ || drafter_->on_host(); }
   int end_length(int prompt_length, const RequestParams& params) const;
@@ -80,7 +96,9 @@ class Scheduler {
   bool launch();
   void profile_cycle();
   void collect(std::vector<Output>& outputs);
-  void commit(Sequence& sequence, std::vector<Output>& outputs);
+  void measure_host();
+  void commit(Sequence& sequence, const Flight::Part& part, std::vector<Output>& outputs);
+  void record(const Sequence& sequence, const Flight::Part& part, const Output& output);
   void finish(Sequence& sequence, Output& output, FinishReason reason);
   void drop_cancelled(std::vector<Output>& outputs);
 
@@ -101,10 +119,11 @@ class Scheduler {
   std::vector<std::unique_ptr<Sequence>> active_;   // in order of admission
   std::vector<bool> slot_taken_;
   std::vector<int64_t> cancelled_;
-  struct Flight {
-    std::vector<std::pair<int64_t, int>> emits;  // request, and how many tokens at most
-  };
   std::deque<Flight> flights_;                      // cycles under way, oldest first
+  Flight collected_;                                // whose results are read now
+  double host_seconds_ = 0;                         // that the host took for it
+  Clock::time_point began_ = Clock::now(), last_read_;  // last_read_: results of the cycle before; none if something else ran since
+  Trace trace_;
   RequestStats stats_;
   Demand promised_;                                 // to all that are active
   int64_t next_id_ = 1, cycles_launched_ = 0;

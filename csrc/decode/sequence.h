@@ -42,7 +42,6 @@ struct Sequence {
   int in_flight = 0, in_flight_tokens = 0;  // cycles under way it takes part in, and what they emit at most
   int sent_tau = -1;             // wanted_tau as the device knows it
   Proposal proposal;             // for the next cycle
-  Source source = Source::model;  // of the last cycle's drafts
   StopStrings stops;
   uint64_t logits_hash = 0;
   RequestStats stats;

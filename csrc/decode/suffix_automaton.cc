@@ -70,7 +70,8 @@ int SuffixAutomaton::split(int from, int state, int32_t token) {
 }
 
 void SuffixAutomaton::append(int32_t token) {
-  const int newest = add_state(++size_, 0, size_);
+  ++size_;
+  const int newest = add_state(size_, 0, size_);
   int from = last_;
   Edge* edge = nullptr;
   for (; from != kNone && !(edge = find(from, token)); from = states_[from].link) add_edge(from, token, newest);

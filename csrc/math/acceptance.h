@@ -18,6 +18,13 @@ PACELINE_HD bool accepts(double target_probability, double draft_probability, do
   return u * draft_probability < target_probability;
 }
 
+// m_j of an emitted token: the share of it that `rejection` would have accepted from the draft, whose row gives it draft_probability. NaN
+// where the target's is not known.
+PACELINE_HD float agreement(double draft_probability, double target_probability) {
+  if (draft_probability >= target_probability) return 1.0f;
+  return float(draft_probability / target_probability);
+}
+
 // What the target still owes after the draft's offer (unnormalised residual).
 PACELINE_HD double residual(double target_probability, double draft_probability) {
   return target_probability > draft_probability ? target_probability - draft_probability : 0.0;

@@ -9,9 +9,10 @@ from paceline.memory_plan import MemoryPlan
 from paceline.request import Request
 from paceline.results import Chunk, GenerationResult, Stats, TokenLogprob, Verification
 from paceline.sampling_params import SamplingParams
+from paceline.trace import Trace
 
 __version__ = version("paceline")
 
 __all__ = [
     "CapacityError", "Chunk", "DeviceError", "Engine", "EngineDead", "GenerationResult", "MemoryPlan", "ModelFileError", "NumericError", "Request",
-    "SamplingParams", "Stats", "TokenLogprob", "Verification", "demo_pair"]
+    "SamplingParams", "Stats", "TokenLogprob", "Trace", "Verification", "demo_pair"]

@@ -119,7 +119,7 @@ TEST(passes_and_cycles_take_no_memory_at_all) {
       const SmallPair pair(backend, DType::bf16, DType::int4);
       const Transformer::Limits limits{64, kLength, kSlots, 2 * 18, DType::bf16};
       Transformer target(pair.target, limits), draft(pair.draft, limits);
-      Cycle cycle(*backend, target, &draft, {kSlots, kTau, kLength, 97, acceptance, false, 1});
+      Cycle cycle(*backend, target, &draft, {kSlots, kTau, kLength, 97, acceptance, false, false, 1});
       RowsBuffer rows(*backend, 64);
       const auto logits = backend->allocate(64 * 97 * sizeof(float));
       long in_passes = 0, in_cycles = 0;

@@ -82,16 +82,21 @@ class Twins {
  public:
   explicit Twins(const Sizes& s)
       : sizes(s), stride(s.max_len + s.tau_max + 1), tokens("tokens", size_t(s.slots) * stride), length("length", s.slots),
-        running("running", s.slots), wanted_tau("wanted_tau", s.slots), drafting("drafting", s.slots),
+        running("running", s.slots), wanted_tau("wanted_tau", s.slots), offered("offered", s.slots),
+        offers("offers", size_t(s.slots) * s.tau_max), proposed("proposed", s.slots), drafting("drafting", s.slots),
         target_cached("target_cached", s.slots), draft_cached("draft_cached", s.slots), draft_fed("draft_fed", s.slots),
-        first_row("first_row", s.slots), draft_row("draft_row", size_t(s.tau_max) * s.slots), params("params", s.slots),
+        first_row("first_row", s.slots), draft_row("draft_row", size_t(s.tau_max + 1) * s.slots), params("params", s.slots),
         draft_logits("draft_logits", size_t(s.tau_max + 1) * s.slots * s.draft_vocab),
         logits("logits", size_t(s.tau_max + 1) * s.slots * s.vocab), draft_pass(2 * s.slots), verify_pass(s.slots * (s.tau_max + 1)),
         results("results", s.slots), emitted("results.tokens", size_t(s.slots) * (s.tau_max + 1)),
         logprobs("results.logprobs", emitted.size()),
         top_ids("results.top_ids", emitted.size() * kMaxTopLogprobs), top_logprobs("results.top_logprobs", top_ids.size()),
-        hashes("results.row_hashes", emitted.size()), scratch(scratch_bytes()) {
+        hashes("results.row_hashes", emitted.size()), rows("evidence.rows", 1), drafted("evidence.drafted", size_t(s.slots) * s.tau_max),
+        draft_logprob("evidence.draft_logprob", drafted.size()), target_logprob("evidence.target_logprob", drafted.size()),
+        agreements("evidence.agreement", drafted.size()), catch_up_agreement("evidence.catch_up_agreement", s.slots),
+        extra_probability("evidence.extra_probability", s.slots), scratch(scratch_bytes()) {
     cpu().prepare_sampling(s.slots, s.tau_max, Acceptance::coupled, s.vocab);
+    for (int slot = 0; slot < s.slots; ++slot) offered[slot] = 0;
   }
 
   static Backend& cpu() {
@@ -106,6 +111,7 @@ class Twins {
     s.draft_vocab_limit = std::min(sizes.draft_vocab, sizes.vocab_limit), s.draft_vocab_size = sizes.draft_vocab;
     s.draft_max_len = sizes.max_len, s.acceptance = sizes.acceptance;
     s.tokens = tokens.at(on_device), s.length = length.at(on_device), s.running = running.at(on_device);
+    s.offered = offered.at(on_device), s.offers = offers.at(on_device), s.proposed = proposed.at(on_device);
     s.wanted_tau = wanted_tau.at(on_device), s.drafting = drafting.at(on_device), s.target_cached = target_cached.at(on_device);
     s.draft_cached = draft_cached.at(on_device), s.draft_fed = draft_fed.at(on_device), s.first_row = first_row.at(on_device);
     s.draft_row = draft_row.at(on_device), s.params = params.at(on_device), s.draft_logits = draft_logits.at(on_device);
@@ -116,13 +122,18 @@ class Twins {
             hashes_wanted ? hashes.at(on_device) : nullptr};
   }
 
+  CycleEvidence evidence(bool on_device) {
+    return {rows.at(on_device), drafted.at(on_device), draft_logprob.at(on_device), target_logprob.at(on_device),
+            agreements.at(on_device), catch_up_agreement.at(on_device), extra_probability.at(on_device)};
+  }
+
   // After the host has changed anything.
   void upload() {
-    tokens.upload(), length.upload(), running.upload(), wanted_tau.upload(), drafting.upload(), target_cached.upload();
+    tokens.upload(), length.upload(), running.upload(), wanted_tau.upload(), offered.upload(), offers.upload(), proposed.upload(), drafting.upload(), target_cached.upload();
     draft_cached.upload(), draft_fed.upload(), first_row.upload(), draft_row.upload(), params.upload();
   }
   void check_state(const std::string& where) const {
-    check_all(where, tokens, length, running, wanted_tau, drafting, target_cached, draft_cached, draft_fed, first_row, draft_row, params,
+    check_all(where, tokens, length, running, wanted_tau, offered, offers, proposed, drafting, target_cached, draft_cached, draft_fed, first_row, draft_row, params,
               draft_logits);
   }
   void check_results(const std::string& where) const {
@@ -143,6 +154,20 @@ class Twins {
     cpu().plan_verify(state(false), verify_pass.rows(false));
     cuda::plan_verify(stream(), state(true), verify_pass.rows(true));
     check_state(where + ", plan_verify"), verify_pass.check(where + ", plan_verify");
+  }
+  void check_evidence(const std::string& where) const {
+    check_all(where, rows, drafted, draft_logprob, target_logprob, agreements, catch_up_agreement, extra_probability);
+  }
+  void record_catch_up(const std::string& where) {
+    draft_logits.upload();
+    cpu().record_catch_up(state(false), evidence(false));
+    cuda::record_catch_up(stream(), state(true), evidence(true), memory());
+    check_evidence(where + ", record_catch_up");
+  }
+  void record_cycle(const std::string& where) {
+    cpu().record_cycle(state(false), verify_pass.rows(false), logits.host(), sizes.vocab, outcome(false), evidence(false));
+    cuda::record_cycle(stream(), state(true), verify_pass.rows(true), logits.at(true), sizes.vocab, evidence(true), memory());
+    check_evidence(where + ", record_cycle"), check_state(where + ", record_cycle");
   }
   void sample_draft(const std::string& where, int step) {
     draft_logits.upload();
@@ -167,12 +192,14 @@ class Twins {
       float* rows = draft_logits.host() + size_t(state(false).draft_logits_row(step)) * sizes.draft_vocab;
       for (int row = 0; row < draft_pass.live[0]; ++row)
         draft_model(draft_pass.slot[row], draft_pass.position[row] + 1, sizes.draft_vocab, rows + size_t(row) * sizes.draft_vocab);
+      if (step == 0) record_catch_up(where);
       sample_draft(place, step);
     }
     plan_verify(where);
     for (int row = 0; row < verify_pass.live[0]; ++row)
       target_model(verify_pass.slot[row], verify_pass.position[row] + 1, sizes.vocab, logits.host() + size_t(row) * sizes.vocab);
     accept(where);
+    record_cycle(where);
   }
 
   cuda::SamplingScratch memory() { return {scratch.data(), sizes.vocab}; }
@@ -181,7 +208,7 @@ class Twins {
   Sizes sizes;
   int stride;
   bool hashes_wanted = true;
-  Both<int32_t> tokens, length, running, wanted_tau, drafting, target_cached, draft_cached, draft_fed, first_row, draft_row;
+  Both<int32_t> tokens, length, running, wanted_tau, offered, offers, proposed, drafting, target_cached, draft_cached, draft_fed, first_row, draft_row;
   Both<SlotParams> params;
   Both<float> draft_logits, logits;
   TwinRows draft_pass, verify_pass;
@@ -191,6 +218,9 @@ class Twins {
   Both<int32_t> top_ids;
   Both<float> top_logprobs;
   Both<uint64_t> hashes;
+  Both<int32_t> rows, drafted;
+  Both<float> draft_logprob, target_logprob, agreements, catch_up_agreement;
+  Both<double> extra_probability;
   Device<unsigned char> scratch;
 };
 

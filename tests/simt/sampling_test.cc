@@ -47,14 +47,17 @@ void set_slot(Twins& twins, Random& random, int slot) {
   twins.length[slot] = length;
   twins.running[slot] = !random.one_in(5);
   twins.wanted_tau[slot] = random.below(s.tau_max + 1) ? s.tau_max : random.below(s.tau_max + 1);
+  twins.offered[slot] = s.tau_max && random.one_in(3) ? 1 + random.below(s.tau_max) : 0;
+  for (int i = 0; i < twins.offered[slot]; ++i) twins.offers[size_t(slot) * s.tau_max + i] = random.below(std::min(s.vocab_limit, random.one_in(3) ? s.vocab_limit : 6));
   twins.target_cached[slot] = length - 1;
+  twins.first_row[slot] = 0;
   twins.draft_cached[slot] = std::max(0, length - 1 - random.below(3));
   twins.params[slot] = random_params(random, s, length);
 }
 
 // What the cases met, so that a test that meets nothing cannot pass.
 struct Tally {
-  int accepted = 0, rejected = 0, bonus = 0, finish[4] = {}, fault[3] = {}, cut_drafts = 0, unreached_faults = 0;
+  int accepted = 0, accepted_offers = 0, rejected = 0, rejected_offers = 0, bonus = 0, agreed = 0, denied = 0, shared = 0, caught_up = 0, finish[4] = {}, fault[3] = {}, cut_drafts = 0, unreached_faults = 0;
 
   static bool is_bad(const float* row, int n) {
     return std::any_of(row, row + n, [](float l) { return !(l < INFINITY); });
@@ -64,9 +67,15 @@ struct Tally {
       if (wanted[slot] < 0) continue;
       const CycleResult& result = twins.results[slot];
       accepted += result.accepted;
+      if (twins.offered[slot]) accepted_offers += result.accepted, rejected_offers += result.emitted == result.accepted + 1 && result.accepted < result.tau;
       rejected += result.emitted == result.accepted + 1 && result.accepted < result.tau;
       bonus += result.emitted == result.tau + 1;
       cut_drafts += result.tau < wanted[slot];
+      for (int i = 0; i < result.tau; ++i) {
+        const float agreement = twins.agreements[size_t(slot) * twins.sizes.tau_max + i];
+        agreed += agreement == 1, denied += agreement == 0, shared += agreement > 0 && agreement < 1;
+      }
+      caught_up += result.tau > 0 && twins.catch_up_agreement[slot] >= 0;
       ++finish[result.finish];
       ++fault[result.fault];
       for (int i = result.emitted + 1; result.finish != kNumericFault && i <= result.tau; ++i)
@@ -91,7 +100,7 @@ void run_case(const std::string& order, unsigned seed, std::initializer_list<int
     std::vector<int> wanted(twins.sizes.slots, -1);
     for (int slot = 0; slot < twins.sizes.slots; ++slot)
       if (twins.running[slot])
-        wanted[slot] = clamped_tau(twins.wanted_tau[slot], twins.length[slot], twins.params[slot].end_length, twins.draft_cached[slot], 48);
+        wanted[slot] = planned_tau(twins.wanted_tau[slot], twins.offered[slot], twins.length[slot], twins.params[slot].end_length, twins.draft_cached[slot], 48);
     twins.cycle(message(order, ", case ", seed, ", vocabulary ", vocab, ", cycle ", cycle), RandomModel(seed, kind, apart, one_bad_in),
                 RandomModel(seed, kind, 0, one_bad_in));
     tally->add(twins, wanted);
@@ -123,6 +132,9 @@ TEST(cycles_over_small_vocabularies_equal_the_cpu_engine) {
   for (int fault : {kRowNotFinite, kRowEmpty}) CHECK(met.fault[fault] > 3, fault, ": ", met.fault[fault]);
   CHECK(met.accepted > 100 && met.rejected > 50 && met.bonus > 50 && met.cut_drafts > 10 && met.unreached_faults > 0, met.accepted, " ",
         met.rejected, " ", met.bonus, " ", met.cut_drafts, " ", met.unreached_faults);
+  CHECK(met.accepted_offers > 20 && met.rejected_offers > 20, met.accepted_offers, " ", met.rejected_offers);
+  CHECK(met.agreed > 100 && met.denied > 50 && met.shared > 20 && met.caught_up > 50, met.agreed, " ", met.denied, " ", met.shared, " ",
+        met.caught_up);
 }
 
 TEST(cycles_over_several_chunks_equal_the_cpu_engine) {

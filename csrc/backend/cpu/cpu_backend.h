@@ -91,6 +91,8 @@ class CpuBackend : public Backend {
   void sample_draft(const CycleState&, int step) override;
   void plan_verify(const CycleState&, const Rows&) override;
   void accept(const CycleState&, const float* logits, int vocab_size, const CycleResults&) override;
+  void record_catch_up(const CycleState&, const CycleEvidence&) override;
+  void record_cycle(const CycleState&, const Rows&, const float* logits, int vocab_size, const CycleResults&, const CycleEvidence&) override;
   void timestamp(int64_t* nanoseconds) override;
   void count_up(int64_t* counter) override { ++*counter; }
   void wait_for(const int64_t*, int64_t) override {}
@@ -107,6 +109,8 @@ class CpuBackend : public Backend {
                int num_threads);
   void accept_slot(const CycleState&, int slot, const float* logits, int vocab_size, const CycleResults&, int thread);
   void report(const float* row, int vocab_size, int token, const CycleState&, int slot, int i, const CycleResults&);
+  void record_row(const CycleState&, int slot, int i, const int32_t* fed, const float* logits, int vocab_size, const CycleResults&,
+                  const CycleEvidence&, int thread);
   SamplingScratch scratch(int thread) const { return scratch_at(2 * thread); }
   SamplingScratch draft_scratch(int thread) const { return scratch_at(2 * thread + 1); }
   SamplingScratch scratch_at(int index) const;

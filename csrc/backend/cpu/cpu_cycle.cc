@@ -3,35 +3,18 @@
 #include <chrono>
 
 #include "backend/cpu/cpu_backend.h"
+#include "backend/cpu/cycle_rows.h"
 #include "math/cycle_rules.h"
 
 namespace paceline::cpu {
 namespace {
 
-NoiseAddress address(const SlotParams& params, int position, int cycle_start, Purpose purpose) {
-  return {params.seed, uint32_t(position), uint32_t(cycle_start), purpose, params.sample_index};
-}
-
-// The row that chooses the token at `position`: everything before it, drafts included, is its history.
-RowTask row_task(const CycleState& state, int slot, int position, const float* logits, int row_size, int vocab_limit) {
-  return {logits, row_size, vocab_limit, state.params + slot, state.tokens + size_t(slot) * state.tokens_stride, position};
-}
-
-const float* draft_row(const CycleState& state, int slot, int step) {
-  const size_t row = state.draft_logits_row(step) + state.draft_row[step * state.num_slots + slot];
-  return state.draft_logits + row * state.draft_vocab_size;
-}
-
-RowTask draft_task(const CycleState& state, int slot, int step) {
-  return row_task(state, slot, state.length[slot] + step, draft_row(state, slot, step), state.draft_vocab_size, state.draft_vocab_limit);
-}
-
 // All that a proposal from nowhere gives probability to: the row of a draft that is certain of it.
 ProcessedRow point_mass(int token, int vocab_limit) { return {nullptr, vocab_limit, 0.0f, 0.0f, token, kRowSound, 0.0}; }
 
-int planned_tau(const CycleState& state, int slot) {
-  return paceline::planned_tau(state.wanted_tau[slot], state.proposed[slot], state.length[slot], state.params[slot].end_length,
-                               state.draft_cached[slot], state.draft_max_len);
+int planned_tau(const CycleState& state, int slot, int start) {
+  return paceline::planned_tau(state.wanted_tau[slot], state.proposed[slot], start, state.params[slot].end_length, state.draft_cached[slot],
+                               state.draft_max_len);
 }
 
 void append(const Rows& rows, int slot, int position, int token) {
@@ -64,7 +47,7 @@ Choice judge(const SamplingKernels& kernels, const CycleState& state, int slot, 
     const int32_t token = kernels.choose(target, own);
     return {token, drafted && token == draft};
   }
-  const ProcessedRow proposed = state.proposed[slot] > 0 ? point_mass(draft, state.vocab_limit) : kernels.process(draft_task(state, slot, i), draft_scratch);
+  const ProcessedRow proposed = state.proposed[slot] > 0 ? point_mass(draft, state.vocab_limit) : kernels.process(draft_task(state, slot, i, start), draft_scratch);
   if (proposed.fault) return {kernels.choose(target, own), false};  // fail closed: a token is drawn from the target alone
   const uint64_t target_mass = kernels.mass(target), draft_mass = kernels.mass(proposed);
   const double u = accept_uniform_at(address(params, position, start, Purpose::accept));
@@ -77,7 +60,7 @@ Choice judge(const SamplingKernels& kernels, const CycleState& state, int slot, 
 void CpuBackend::begin_cycle(const CycleState& state) {
   for (int slot = 0; slot < state.num_slots; ++slot) {
     state.proposed[slot] = state.running[slot] ? state.offered[slot] : 0;
-    state.drafting[slot] = state.running[slot] ? planned_tau(state, slot) : 0;
+    state.drafting[slot] = state.running[slot] ? planned_tau(state, slot, state.length[slot]) : 0;
     state.draft_fed[slot] = state.draft_cached[slot];
     int32_t* drafts = state.tokens + size_t(slot) * state.tokens_stride + state.length[slot];
     for (int i = 0; i < smaller(state.proposed[slot], state.drafting[slot]); ++i) drafts[i] = state.offers[slot * state.tau_max + i];
@@ -89,11 +72,12 @@ void CpuBackend::plan_draft(const CycleState& state, int step, const Rows& rows)
   for (int slot = 0; slot < state.num_slots; ++slot) {
     if (state.drafting[slot] <= step || state.proposed[slot] > 0) continue;
     const int last = state.length[slot] - 1 + step;
+    if (step == 0) state.draft_row_of(kCatchUp, slot) = state.draft_fed[slot] < last ? *rows.live : -1;
     const int32_t* tokens = state.tokens + size_t(slot) * state.tokens_stride;
     for (int position = state.draft_fed[slot]; position <= last; ++position)
       append(rows, slot, position, tokens[position] < state.draft_vocab_size ? tokens[position] : 0);
     state.draft_fed[slot] = last + 1;
-    state.draft_row[step * state.num_slots + slot] = *rows.live - 1;
+    state.draft_row_of(step, slot) = *rows.live - 1;
   }
 }
 
@@ -101,12 +85,12 @@ void CpuBackend::sample_draft(const CycleState& state, int step) {
   pool_->run([&](int thread, int num_threads) {
     for (int slot = thread; slot < state.num_slots; slot += num_threads) {
       if (state.drafting[slot] <= step || state.proposed[slot] > 0) continue;
-      const ProcessedRow row = sampling_->process(draft_task(state, slot, step), scratch(thread));
+      const int start = state.length[slot];
+      const ProcessedRow row = sampling_->process(draft_task(state, slot, step, start), scratch(thread));
       if (row.fault) {  // no proposal: verify what there is
         state.drafting[slot] = step;
         continue;
       }
-      const int start = state.length[slot];
       const Purpose purpose = state.acceptance == Acceptance::coupled ? Purpose::token : Purpose::draft;
       state.tokens[size_t(slot) * state.tokens_stride + start + step] =
           sampling_->choose(row, address(state.params[slot], start + step, start, purpose));
@@ -164,7 +148,7 @@ void CpuBackend::accept_slot(const CycleState& state, int slot, const float* log
     goes_on = choice.accepted && result.finish == kRunning;
   }
 
-  result.draft_fault = tau < planned_tau(state, slot);
+  result.draft_fault = tau < planned_tau(state, slot, start);
 
   // Commit: lengths move, and with them both caches.
   const int length = start + result.emitted;

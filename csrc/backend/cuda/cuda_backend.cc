@@ -281,6 +281,13 @@ void CudaBackend::plan_verify(const CycleState& state, const Rows& rows) { cuda:
 void CudaBackend::accept(const CycleState& state, const float* logits, int vocab_size, const CycleResults& results) {
   cuda::accept(stream_, state, logits, vocab_size, results, sampling());
 }
+void CudaBackend::record_catch_up(const CycleState& state, const CycleEvidence& evidence) {
+  cuda::record_catch_up(stream_, state, evidence, sampling());
+}
+void CudaBackend::record_cycle(const CycleState& state, const Rows& rows, const float* logits, int vocab_size, const CycleResults&,
+                               const CycleEvidence& evidence) {
+  cuda::record_cycle(stream_, state, rows, logits, vocab_size, evidence, sampling());
+}
 void CudaBackend::timestamp(int64_t* nanoseconds) { cuda::timestamp(stream_, nanoseconds); }
 void CudaBackend::count_up(int64_t* counter) { cuda::count_up(stream_, counter); }
 

@@ -64,6 +64,8 @@ class CudaBackend final : public Backend {
   void sample_draft(const CycleState&, int step) override;
   void plan_verify(const CycleState&, const Rows&) override;
   void accept(const CycleState&, const float* logits, int vocab_size, const CycleResults&) override;
+  void record_catch_up(const CycleState&, const CycleEvidence&) override;
+  void record_cycle(const CycleState&, const Rows&, const float* logits, int vocab_size, const CycleResults&, const CycleEvidence&) override;
   void timestamp(int64_t* nanoseconds) override;
   void count_up(int64_t* counter) override;
   void wait_for(const int64_t* counter, int64_t value) override;

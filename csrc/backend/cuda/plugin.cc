@@ -187,6 +187,8 @@ const BackendPlugin kTable{
     .sample_draft = forward<&CudaBackend::sample_draft>,
     .plan_verify = forward<&CudaBackend::plan_verify>,
     .accept = forward<&CudaBackend::accept>,
+    .record_catch_up = forward<&CudaBackend::record_catch_up>,
+    .record_cycle = forward<&CudaBackend::record_cycle>,
     .timestamp = forward<&CudaBackend::timestamp>,
     .count_up = forward<&CudaBackend::count_up>,
     .wait_for = forward<&CudaBackend::wait_for>,

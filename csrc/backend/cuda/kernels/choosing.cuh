@@ -52,6 +52,12 @@ struct RowState {
   uint64_t raw_sum;  // of fixed weights of the raw row, where logprobs are asked for
 };
 
+// Of one chunk of a raw row.
+struct RawPart {
+  uint64_t sum;  // of fixed weights
+  uint32_t key;  // of the largest logit
+};
+
 // A slot's walk over its rows, kept while `rejection` draws the token that ends it.
 struct Walk {
   CycleResult result;
@@ -73,6 +79,7 @@ struct Scratch {
   Swept* swept;             // [S (tau_max + 1), chunks]
   uint64_t* digits;         // [S (tau_max + 1), kBuckets]
   Best* drawn;              // [max(S (tau_max + 1), 2 S), chunks]
+  RawPart* raw_parts;       // [S, 2 tau_max, chunks] of a cycle's draft rows and of the target's that judged them, for the trace
   uint64_t* top;            // [S (tau_max + 1), chunks, kMaxTopLogprobs]
   float* target_logits;     // [S (tau_max + 1), V] of rows that processors change
   float* draft_logits;      // [kept draft rows, V]
@@ -94,6 +101,7 @@ inline Scratch cut_up(void* memory, int num_slots, int tau_max, Acceptance accep
   take(s.swept, target * chunks);
   take(s.digits, target * kBuckets);
   take(s.drawn, races * chunks);
+  take(s.raw_parts, size_t(num_slots) * 2 * tau_max * chunks);
   take(s.top, target * chunks * kMaxTopLogprobs);
   take(s.target_logits, target * vocab_size);
   take(s.draft_logits, draft * vocab_size);
@@ -110,7 +118,7 @@ struct ChoosingRows {
   const float* logits;  // of the pass [rows, row_size]
   int row_size;         // columns, padding included
   int vocab_limit;      // ids that exist, <= row_size
-  int step;             // of the draft
+  int step;             // of the draft; kCatchUp: the rows it caught up with
   int width;            // rows per slot; more than one only in the verify pass
   bool verifies;
   RowState* known;      // [S width]
@@ -122,7 +130,7 @@ struct ChoosingRows {
 };
 
 PACELINE_HD ChoosingRows draft_rows(const CycleState& state, const Scratch& scratch, int step) {
-  const size_t first = state.acceptance == Acceptance::rejection ? size_t(step) * state.num_slots : 0;
+  const size_t first = state.acceptance == Acceptance::rejection && step > 0 ? size_t(step) * state.num_slots : 0;
   return {state, state.draft_logits + size_t(state.draft_logits_row(step)) * state.draft_vocab_size, state.draft_vocab_size,
           state.draft_vocab_limit, step, 1, false, scratch.draft_rows + first, scratch.draft_logits + first * scratch.vocab_size,
           scratch.vocab_size, scratch.swept, scratch.digits, scratch.drawn};
@@ -146,7 +154,7 @@ struct ChoosingRow {
 __device__ __forceinline__ ChoosingRow row_at(const ChoosingRows& rows, int index) {
   const CycleState& state = rows.state;
   const int slot = index / rows.width, place = index % rows.width;
-  const int in_pass = rows.verifies ? state.first_row[slot] + place : state.draft_row[rows.step * state.num_slots + slot];
+  const int in_pass = rows.verifies ? state.first_row[slot] + place : state.draft_row_of(rows.step, slot);
   return {slot, place, state.length[slot] + rows.step + place, rows.logits + size_t(in_pass) * rows.row_size, state.params + slot,
           state.tokens + size_t(slot) * state.tokens_stride};
 }
@@ -155,6 +163,7 @@ __device__ __forceinline__ ChoosingRow row_at(const ChoosingRows& rows, int inde
 __device__ __forceinline__ bool find_row(const ChoosingRows& rows, int index, ChoosingRow* row) {
   const int slot = index / rows.width, drafting = rows.state.drafting[slot];
   if (rows.verifies ? !rows.state.running[slot] || index % rows.width > drafting : drafting <= rows.step || rows.state.proposed[slot] > 0) return false;
+  if (rows.step == kCatchUp && (drafting == 0 || rows.state.draft_row_of(kCatchUp, slot) < 0)) return false;
   *row = row_at(rows, index);
   return true;
 }

@@ -73,10 +73,11 @@ __global__ void plan_draft_kernel(CycleState state, int step, Rows rows) {
     if (drafts) {
       const int32_t* tokens = state.tokens + size_t(slot) * state.tokens_stride;
       int row = live + rank.first;
+      if (step == 0) state.draft_row_of(kCatchUp, slot) = fed < end - 1 ? row : -1;
       for (int position = fed; position < end; ++position)
         put(rows, row++, slot, position, tokens[position] < state.draft_vocab_size ? tokens[position] : 0);
       state.draft_fed[slot] = end;
-      state.draft_row[step * state.num_slots + slot] = row - 1;
+      state.draft_row_of(step, slot) = row - 1;
     }
     live += rank.total;
   }

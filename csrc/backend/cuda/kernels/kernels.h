@@ -66,7 +66,7 @@ void timestamp(cudaStream_t, int64_t* nanoseconds);
 void count_up(cudaStream_t, int64_t* counter);
 cudaError_t code_for_device();  // cudaSuccess where this build has kernels for the current device
 
-// ------------------------------------------------------------------------------------------------ processors, sampling, accept, report
+// ------------------------------------------------------------------------------------------------ processors, sampling, accept, report, trace
 // What choosing tokens needs besides the rows of logits. One block of memory, zeroed once, for cycles of these sizes and rows of up to
 // vocab_size logits of either model. Under `rejection` a cycle's draft rows are known to `accept` through it.
 size_t sampling_scratch_bytes(int num_slots, int tau_max, Acceptance, int vocab_size);
@@ -77,6 +77,9 @@ struct SamplingScratch {
 
 void sample_draft(cudaStream_t, const CycleState&, int step, const SamplingScratch&);
 void accept(cudaStream_t, const CycleState&, const float* logits, int vocab_size, const CycleResults&, const SamplingScratch&);
+void record_catch_up(cudaStream_t, const CycleState&, const CycleEvidence&, const SamplingScratch&);
+void record_cycle(cudaStream_t, const CycleState&, const Rows&, const float* logits, int vocab_size, const CycleEvidence&,
+                  const SamplingScratch&);
 void log_softmax(cudaStream_t, const Rows&, const float* logits, int v, float* out);
 
 }  // namespace paceline::cuda

@@ -38,9 +38,6 @@ __device__ bool find_emitted(const ChoosingRows& targets, const Scratch& scratch
 __device__ uint64_t larger_of(uint64_t a, uint64_t b) { return a > b ? a : b; }
 __device__ uint64_t sum_of(uint64_t a, uint64_t b) { return a + b; }
 
-// l_max comes from a key and has lost the sign of a zero; + 0.0 keeps it out of the difference.
-__device__ float logprob_of(float logit, double l_max, double log_sum) { return float(((double(logit) - l_max) + 0.0) - log_sum); }
-
 // The k largest of at(0 .. n-1), all different but for 0 = nothing, to out in descending order.
 template <class At>
 __device__ void largest(int n, int k, At at, uint64_t* room, uint64_t* out) {
@@ -67,8 +64,7 @@ __global__ void summarise_kernel(ChoosingRows targets, Scratch scratch) {
   uint64_t sum = 0;
   for (int i = first + int(threadIdx.x); i < smaller(first + kChunk, targets.row_size); i += kSweepThreads)
     sum += fixed_weight(double(row.raw[i]) - l_max);
-  sum = reduce_block(sum, room, sum_of);
-  if (threadIdx.x == 0 && sum) atomicAdd(reinterpret_cast<unsigned long long*>(&known.raw_sum), static_cast<unsigned long long>(sum));
+  add_sum(sum, room, &known.raw_sum);
   const int ids = larger(smaller(kChunk, targets.vocab_limit - first), 0);
   uint64_t* top = scratch.top + (size_t(index) * gridDim.x + blockIdx.x) * kMaxTopLogprobs;
   largest(ids, row.top, [&](int i) { return ranked(row.raw[first + i], first + i); }, room, top);

@@ -70,16 +70,6 @@ __global__ void propose_kernel(ChoosingRows rows) {
 
 // ------------------------------------------------------------------------------------------------ `rejection`
 
-// Adds what the block's chunk of the row weighs to *mass.
-__device__ void weigh(const ProcessedRow& row, uint64_t* room, uint64_t* mass) {
-  if (is_greedy(row.temperature)) return;
-  const int first = int(blockIdx.x) * kChunk, end = smaller(first + kChunk, row.n);
-  uint64_t sum = 0;
-  for (int i = first + int(threadIdx.x); i < end; i += kSweepThreads) sum += weight_of(row, i);
-  sum = reduce_block(sum, room, [](uint64_t a, uint64_t b) { return a + b; });
-  if (threadIdx.x == 0 && sum) atomicAdd(reinterpret_cast<unsigned long long*>(mass), static_cast<unsigned long long>(sum));
-}
-
 __global__ void weigh_kernel(ChoosingRows targets, Scratch scratch) {
   take_turn();
   ChoosingRow row;

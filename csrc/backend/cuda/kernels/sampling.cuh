@@ -3,6 +3,7 @@
 #pragma once
 
 #include "backend/cuda/kernels/choosing.cuh"
+#include "backend/cuda/kernels/report.cuh"
 #include "math/acceptance.h"
 #include "math/cycle_rules.h"
 #include "math/fixed_sum.h"
@@ -126,6 +127,15 @@ __device__ __forceinline__ uint64_t weight_of(const ProcessedRow& row, int32_t i
 
 __device__ __forceinline__ double probability(const ProcessedRow& row, uint64_t mass, int32_t id) {
   return double(weight_of(row, id)) / double(mass);
+}
+
+// By the whole block: adds what its chunk of the row weighs to *mass.
+__device__ __forceinline__ void weigh(const ProcessedRow& row, uint64_t* room, uint64_t* mass) {
+  if (is_greedy(row.temperature)) return;
+  const int first = int(blockIdx.x) * kChunk, end = smaller(first + kChunk, row.n);
+  uint64_t sum = 0;
+  for (int i = first + int(threadIdx.x); i < end; i += kSweepThreads) sum += weight_of(row, i);
+  add_sum(sum, room, mass);
 }
 
 // A processed row with its mass, under `rejection`.
