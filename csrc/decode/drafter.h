@@ -17,6 +17,7 @@ enum class DraftSource : uint8_t { model = 0, ngram = 1 };
 // model: the draft model, if there is one. ngram: the longest suffix of the text that it has seen before, and what came after it.
 // chain: ngram where it has a match that promises more than the draft model does, else the model, else plain decoding.
 enum class DrafterKind { model, ngram, chain };
+const char* name_of(DrafterKind kind);
 
 // For a slot's next cycle. source: who is to draft. length: tokens the host has, at most; with DraftSource::model they are for a draft model that
 // cannot draft yet, because its cache is behind.

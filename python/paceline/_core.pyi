@@ -76,6 +76,7 @@ class EngineOptions:
         cycles_in_flight: int,
         prefill_chunk_beside: int,
         prefix_cache_bytes: int,
+        drafter: str,
     ) -> None: ...
 
 @final

@@ -31,9 +31,12 @@ PathLike = str | os.PathLike[str]
 Dtype = Literal["bf16", "fp32", "int8", "int4", "int4_g32"]
 KvDtype = Literal["bf16", "fp32"]
 AcceptanceRule = Literal["coupled", "rejection"]
+Drafter = Literal["auto", "chain"]
 
 _DTYPES = ("auto", *get_args(Dtype))
 
+NGRAM = "ngram"  # as a draft: no checkpoint, but the text itself
+DEFAULT_NGRAM_TAU = 7  # proposals cost nothing, rows of the target little; runs are as long as their match
 DEFAULT_TAU = 3  # near the knee of verification cost on CPUs; the bundled pair is fastest at 2 or 3
 PREFILL_CHUNK = {"cpu": 256, "cuda": 64}  # rows of a prompt per pass: weights are read once per chunk; a product on CUDA has 64
 PREFILL_CHUNK_BESIDE = 0  # of one while others decode. 0: as many as cost four plain passes
@@ -45,6 +48,8 @@ class Settings:
 
     target: Checkpoint
     draft: Checkpoint | None
+    drafter: Literal["model", "ngram", "chain"] | None
+    """Who proposes; None: nobody."""
     tokenizer: Tokenizer | None
     dtype: str
     draft_dtype: str
@@ -104,11 +109,13 @@ class Settings:
             prefill_chunk=PREFILL_CHUNK[self.device],
             vocab_limit=self.vocab_size, token_bytes=self.token_bytes()[:self.vocab_size], debug_hash=False,
             profile_first=self.profile_cycles[0], profile_last=self.profile_cycles[1], cycles_in_flight=0,
-            prefill_chunk_beside=PREFILL_CHUNK_BESIDE, prefix_cache_bytes=-1 if self.prefix_cache_bytes is None else self.prefix_cache_bytes)
+            prefill_chunk_beside=PREFILL_CHUNK_BESIDE, prefix_cache_bytes=-1 if self.prefix_cache_bytes is None else self.prefix_cache_bytes,
+            drafter=self.drafter or "model")
 
     def info(self) -> dict[str, Any]:
         return {
             "target": str(self.target.directory), "draft": str(self.draft.directory) if self.draft else None,
+            "drafter": self.drafter,
             "architecture": self.target.architecture, "tokenizer": self.tokenizer.source if self.tokenizer else None, "dtype": self.dtype,
             "draft_dtype": self.draft_dtype if self.draft else None, "kv_dtype": self.kv_dtype,
             "num_speculative_tokens": self.num_speculative_tokens, "acceptance": self.acceptance, "max_model_len": self.max_model_len,
@@ -118,7 +125,7 @@ class Settings:
             "eos_token_ids": self.target.eos_token_ids, "notes": self.notes}
 
 
-def resolve(*, target: PathLike, draft: PathLike | None, tokenizer: PathLike | tokenizers.Tokenizer | None, device: str, dtype: str,
+def resolve(*, target: PathLike, draft: PathLike | None, drafter: str, tokenizer: PathLike | tokenizers.Tokenizer | None, device: str, dtype: str,
             draft_dtype: str, kv_dtype: str, num_speculative_tokens: int | str, acceptance: str, max_model_len: int | None,
             max_num_seqs: int, max_queue: int, kv_cache_tokens: int | None, prefix_cache_bytes: int | None, num_threads: int | None,
             weights_cache: PathLike | None, planning: bool = False) -> Settings:
@@ -130,7 +137,8 @@ def resolve(*, target: PathLike, draft: PathLike | None, tokenizer: PathLike | t
     queue = _integer("max_queue", max_queue, 0)
     prefixes = None if prefix_cache_bytes is None else _integer("prefix_cache_bytes", prefix_cache_bytes, 0, 2**63 - 1)
     threads = 0 if num_threads is None else _integer("num_threads", num_threads, 1, 1024)
-    tau = _tau(num_speculative_tokens, draft is not None)
+    draft, kind_of_drafter = _drafter(draft, drafter)
+    tau = _tau(num_speculative_tokens, kind_of_drafter)
     cache = default_directory() if weights_cache == "auto" else None if weights_cache is None else _path("weights_cache", weights_cache, _CACHE)
     target_files = read_config(_directory("target", target), planning=planning)
     draft_files = _within_its_window(read_config(_directory("draft", draft), planning=planning), notes) if draft is not None else None
@@ -151,7 +159,7 @@ def resolve(*, target: PathLike, draft: PathLike | None, tokenizer: PathLike | t
     per_position = sum(kv_bytes_per_position(config, kv) for config, _ in models)
     free = backend.free_bytes() - sum(weight_bytes(config, of) for config, of in models) if kind == "cuda" else available_memory()
     return Settings(
-        target=target_files, draft=draft_files, tokenizer=words, dtype=target_dtype, draft_dtype=drafts_dtype, kv_dtype=kv,
+        target=target_files, draft=draft_files, drafter=kind_of_drafter, tokenizer=words, dtype=target_dtype, draft_dtype=drafts_dtype, kv_dtype=kv,
         num_speculative_tokens=tau, acceptance=acceptance, max_model_len=length, max_num_seqs=num_seqs, max_queue=queue,
         kv_cache_tokens=_kv_cache_tokens(kv_cache_tokens, num_seqs, length, per_position, max(0, free), notes),
         prefix_cache_bytes=prefixes, weights_cache=cache, vocab_size=_vocab_size(target_files, words), notes=tuple(notes),
@@ -171,11 +179,21 @@ def _directory(role: str, given: PathLike) -> Path:
     return path
 
 
-def _tau(wanted: int | str, has_draft: bool) -> int:
+def _drafter(draft: PathLike | None, drafter: str) -> tuple[PathLike | None, Literal["model", "ngram", "chain"] | None]:
+    """(checkpoint of the draft, who proposes)."""
+    _one_of("drafter", drafter, get_args(Drafter))
+    if draft is None or draft == NGRAM:
+        if drafter == "chain":
+            raise ValueError(f'[Engine] drafter must be "auto" without the checkpoint of a draft, got {drafter!r} with draft={draft!r}')
+        return None, None if draft is None else "ngram"
+    return draft, "chain" if drafter == "chain" else "model"
+
+
+def _tau(wanted: int | str, drafter: str | None) -> int:
     if wanted == "auto":
-        return DEFAULT_TAU if has_draft else 0
+        return {None: 0, "model": DEFAULT_TAU, "ngram": DEFAULT_NGRAM_TAU, "chain": DEFAULT_TAU}[drafter]
     tau = _integer("num_speculative_tokens", wanted, 0, MAX_TAU)
-    if tau and not has_draft:
+    if tau and not drafter:
         raise ValueError(f"[Engine] num_speculative_tokens must be 0 without a draft, got {tau}")
     return tau
 

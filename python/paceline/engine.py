@@ -12,7 +12,7 @@ from typing import Any, Literal
 import tokenizers
 
 from paceline import _core, checks
-from paceline.arguments import AcceptanceRule, Dtype, KvDtype, Messages, PathLike, Prompt, prompt_ids, render_messages, resolve
+from paceline.arguments import AcceptanceRule, Drafter, Dtype, KvDtype, Messages, PathLike, Prompt, prompt_ids, render_messages, resolve
 from paceline.devices import Device
 from paceline.memory_plan import MemoryPlan
 from paceline.request import Request
@@ -30,8 +30,8 @@ class Engine:
     of a process with the same number of threads share those.
     """
 
-    def __init__(self, target: PathLike, draft: PathLike | None = None, *, tokenizer: PathLike | tokenizers.Tokenizer | None = None,
-                 device: Device = "auto", dtype: Dtype | Literal["auto"] = "auto", draft_dtype: Dtype | Literal["auto"] = "auto",
+    def __init__(self, target: PathLike, draft: PathLike | None = None, *, drafter: Drafter = "auto",
+                 tokenizer: PathLike | tokenizers.Tokenizer | None = None, device: Device = "auto", dtype: Dtype | Literal["auto"] = "auto", draft_dtype: Dtype | Literal["auto"] = "auto",
                  kv_dtype: KvDtype | Literal["auto"] = "auto", num_speculative_tokens: int | Literal["auto"] = "auto",
                  acceptance: AcceptanceRule = "coupled",
                  max_model_len: int | None = None, max_num_seqs: int = 1, max_queue: int = 1024, kv_cache_tokens: int | None = None,
@@ -40,7 +40,11 @@ class Engine:
         """Read the checkpoints and take all the memory that will ever be needed.
 
         target, draft: local directories in Hugging Face format (config.json, model.safetensors or its shards, tokenizer.json).
-            The draft may have a vocabulary of another size, but must have the target's tokenizer.
+            The draft may have a vocabulary of another size, but must have the target's tokenizer. draft="ngram" needs no checkpoint: it
+            proposes what followed the longest part of prompt and output that their end repeats (a directory of that name is "./ngram").
+            It pays where texts repeat themselves or their prompt, and takes about 110 bytes per token of max_num_seqs * max_model_len.
+        drafter: "auto": the draft given. "chain": beside a draft's checkpoint also the n-gram, each cycle whichever has of late promised more
+            tokens for its cost. Neither changes what comes out. Both look at the text between cycles, so one cycle is under way at a time.
         tokenizer: a directory, a tokenizer.json or a `tokenizers.Tokenizer`; by default the target's. Prompts of token ids need none.
         device: "cpu" or "cuda"; "auto" is CUDA where it can run, and info["notes"] says why where it cannot.
         dtype, draft_dtype: of the weights, each model on its own: "fp32", "bf16", or quantised here, from any checkpoint, to "int8"
@@ -48,7 +52,7 @@ class Engine:
             keeps fp32 checkpoints in fp32 and takes bf16 for all others. Without a draft draft_dtype stays "auto".
         kv_dtype: of both KV caches, "fp32" or "bf16". "auto": fp32 for a target in fp32, else bf16.
         num_speculative_tokens: tau, draft tokens per cycle at most, 0 to 64: requests may ask for fewer, not for more. "auto": 3 with a
-            draft, else 0.
+            draft, 7 with draft="ngram", else 0.
         acceptance: "coupled" (arXiv:2408.07978) or "rejection" (arXiv:2211.17192). Without a draft both are plain decoding. Under "rejection"
             a seed gives the same text again only where the same drafts are proposed: alone, or with the same neighbours at the same time.
         max_model_len: tokens of a sequence at most, prompt included. None: the target's context.
@@ -78,7 +82,7 @@ class Engine:
         if not isinstance(warmup, bool):
             checks.refuse("Engine", "warmup", "a bool", warmup)
         settings = resolve(
-            target=target, draft=draft, tokenizer=tokenizer, device=device, dtype=dtype, draft_dtype=draft_dtype, kv_dtype=kv_dtype,
+            target=target, draft=draft, drafter=drafter, tokenizer=tokenizer, device=device, dtype=dtype, draft_dtype=draft_dtype, kv_dtype=kv_dtype,
             num_speculative_tokens=num_speculative_tokens, acceptance=acceptance, max_model_len=max_model_len, max_num_seqs=max_num_seqs,
             max_queue=max_queue, kv_cache_tokens=kv_cache_tokens, prefix_cache_bytes=prefix_cache_bytes, num_threads=num_threads,
             weights_cache=weights_cache)
