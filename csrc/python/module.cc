@@ -274,7 +274,7 @@ void bind_requests(py::module_& m) {
                        int prefill_chunk_beside, int64_t prefix_cache_bytes, const std::string& drafter) {
              return EngineOptions{num_speculative_tokens, acceptance_of(acceptance), max_model_len, max_num_seqs, dtype_of(kv_dtype),
                                   kv_cache_tokens, prefill_chunk, vocab_limit, std::move(token_bytes), debug_hash, profile_first, profile_last, cycles_in_flight,
-                                  prefill_chunk_beside, prefix_cache_bytes, drafter_of(drafter)};
+                                  prefill_chunk_beside, 4096, prefix_cache_bytes, drafter_of(drafter)};
            }), py::kw_only(), "num_speculative_tokens"_a, "acceptance"_a, "max_model_len"_a, "max_num_seqs"_a, "kv_dtype"_a,
            "kv_cache_tokens"_a, "prefill_chunk"_a, "vocab_limit"_a, "token_bytes"_a, "debug_hash"_a, "profile_first"_a, "profile_last"_a,
            "cycles_in_flight"_a, "prefill_chunk_beside"_a, "prefix_cache_bytes"_a, "drafter"_a);
