@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn, get_args
 
 import paceline
-from paceline.arguments import DEFAULT_TAU, AcceptanceRule, Dtype, KvDtype
+from paceline.arguments import DEFAULT_NGRAM_TAU, DEFAULT_TAU, NGRAM, AcceptanceRule, Drafter, Dtype, KvDtype
 from paceline.bundled import demo_pair
 from paceline.demo import run_demo
 from paceline.devices import Device
@@ -61,7 +61,8 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--json", action="store_true", default=False, help="one JSON object on stdout instead of the text")
     models = generate.add_argument_group("models", "by default the bundled pair")
     models.add_argument("--target", metavar="DIR", help="checkpoint whose text is written")
-    models.add_argument("--draft", metavar="DIR", help="checkpoint that proposes; without it decoding is plain")
+    models.add_argument("--draft", metavar="DIR", help="checkpoint that proposes, or ngram: the text itself; without it decoding is plain")
+    models.add_argument("--drafter", choices=get_args(Drafter), help="chain: the text itself too, beside a draft's checkpoint (default: auto)")
     models.add_argument("--tokenizer", metavar="PATH", help="directory or tokenizer.json (default: the target's)")
     for name, choices, what in (
             ("dtype", ("auto", *get_args(Dtype)), "of the target's weights (default: auto, fp32 for fp32 checkpoints, bf16 for all others)"),
@@ -77,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
                        ("num-threads", "computing threads (default: one per core)")):
         models.add_argument(f"--{name}", type=int, metavar="N", help=what)
     models.add_argument("--num-speculative-tokens", type=int, metavar="TAU",
-                        help=f"draft tokens per cycle, 0 to {MAX_TAU}; 0 is plain decoding (default: {DEFAULT_TAU} with a draft)")
+                        help=f"draft tokens per cycle, 0 to {MAX_TAU}; 0 is plain decoding (default: {DEFAULT_TAU} with a draft, {DEFAULT_NGRAM_TAU} with ngram)")
     sampling = generate.add_argument_group("sampling", "as in SamplingParams; greedy by default")
     for name, what in _SAMPLING.items():
         kind = float if isinstance(_SAMPLING_DEFAULTS[name], float) else int
@@ -89,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-_ENGINE_OPTIONS = ("target", "draft", "tokenizer", "device", "dtype", "draft_dtype", "kv_dtype", "acceptance", "max_model_len",
+_ENGINE_OPTIONS = ("target", "draft", "drafter", "tokenizer", "device", "dtype", "draft_dtype", "kv_dtype", "acceptance", "max_model_len",
                    "kv_cache_tokens", "num_threads", "weights_cache", "num_speculative_tokens")
 _SAMPLING_DEFAULTS = {field.name: field.default for field in dataclasses.fields(SamplingParams)}
 _SAMPLING = {
@@ -105,9 +106,10 @@ def _generate(parsed: argparse.Namespace) -> None:
     sampling = {name: given[name] for name in _SAMPLING_DEFAULTS if name in given and name not in _ENGINE_OPTIONS}
     engine_options = {name: given[name] for name in _ENGINE_OPTIONS if name in given}
     if "target" not in given:
-        if "draft" in given:
+        if given.get("draft", NGRAM) != NGRAM:
             raise ValueError("--draft needs --target: the bundled pair is used as a pair")
-        engine_options["target"], engine_options["draft"] = demo_pair()
+        engine_options["target"], bundled_draft = demo_pair()
+        engine_options.setdefault("draft", bundled_draft)
     with Engine(**engine_options) as engine:
         if given["json"]:
             result = dataclasses.asdict(engine.generate(prompt, **sampling))
