@@ -271,13 +271,13 @@ void bind_requests(py::module_& m) {
       .def(py::init([](int num_speculative_tokens, const std::string& acceptance, int max_model_len, int max_num_seqs,
                        const std::string& kv_dtype, int kv_cache_tokens, int prefill_chunk, int vocab_limit,
                        std::vector<std::string> token_bytes, bool debug_hash, int64_t profile_first, int64_t profile_last, int cycles_in_flight,
-                       int prefill_chunk_beside, int64_t prefix_cache_bytes, const std::string& drafter) {
+                       int prefill_chunk_beside, int64_t prefix_cache_bytes, const std::string& drafter, double draft_cost) {
              return EngineOptions{num_speculative_tokens, acceptance_of(acceptance), max_model_len, max_num_seqs, dtype_of(kv_dtype),
                                   kv_cache_tokens, prefill_chunk, vocab_limit, std::move(token_bytes), debug_hash, profile_first, profile_last, cycles_in_flight,
-                                  prefill_chunk_beside, 4096, prefix_cache_bytes, drafter_of(drafter)};
+                                  prefill_chunk_beside, 4096, prefix_cache_bytes, drafter_of(drafter), draft_cost};
            }), py::kw_only(), "num_speculative_tokens"_a, "acceptance"_a, "max_model_len"_a, "max_num_seqs"_a, "kv_dtype"_a,
            "kv_cache_tokens"_a, "prefill_chunk"_a, "vocab_limit"_a, "token_bytes"_a, "debug_hash"_a, "profile_first"_a, "profile_last"_a,
-           "cycles_in_flight"_a, "prefill_chunk_beside"_a, "prefix_cache_bytes"_a, "drafter"_a);
+           "cycles_in_flight"_a, "prefill_chunk_beside"_a, "prefix_cache_bytes"_a, "drafter"_a, "draft_cost"_a);
 
   py::class_<RequestParams>(m, "RequestParams")
       .def(py::init([](int max_tokens, int min_tokens, double temperature, double top_p, int top_k, double min_p, double repetition_penalty,

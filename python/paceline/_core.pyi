@@ -77,6 +77,7 @@ class EngineOptions:
         prefill_chunk_beside: int,
         prefix_cache_bytes: int,
         drafter: str,
+        draft_cost: float,
     ) -> None: ...
 
 @final

@@ -110,7 +110,7 @@ class Settings:
             vocab_limit=self.vocab_size, token_bytes=self.token_bytes()[:self.vocab_size], debug_hash=False,
             profile_first=self.profile_cycles[0], profile_last=self.profile_cycles[1], cycles_in_flight=0,
             prefill_chunk_beside=PREFILL_CHUNK_BESIDE, prefix_cache_bytes=-1 if self.prefix_cache_bytes is None else self.prefix_cache_bytes,
-            drafter=self.drafter or "model")
+            drafter=self.drafter or "model", draft_cost=0.0)
 
     def info(self) -> dict[str, Any]:
         return {
