@@ -21,7 +21,7 @@ size_t SuffixAutomaton::bytes(int capacity) {
 
 SuffixAutomaton::SuffixAutomaton(void* memory, int capacity)
     : states_(static_cast<State*>(memory)), edges_(reinterpret_cast<Edge*>(states_ + states_of(capacity))),
-      buckets_(reinterpret_cast<int32_t*>(edges_ + edges_of(capacity))), mask_(uint32_t(buckets_of(capacity) - 1)), capacity_(capacity) {
+      buckets_(reinterpret_cast<int32_t*>(edges_ + edges_of(capacity))), mask_(uint32_t(buckets_of(capacity) - 1)) {
   if (memory) states_[0] = {0, kNone, 0, 0};
 }
 

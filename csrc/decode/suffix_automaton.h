@@ -39,7 +39,6 @@ class SuffixAutomaton {
     int32_t state, token, to;
     int32_t next_of_state, next_in_bucket;  // 0 = none
   };
-  struct Layout;
 
   int add_state(int length, int link, int end);
   void add_edge(int state, int32_t token, int to);
@@ -47,11 +46,11 @@ class SuffixAutomaton {
   int32_t& bucket(int state, int32_t token);
   int split(int from, int state, int32_t token);
 
-  State* states_;      // [2 capacity]; 0 is the root, the empty string
+  State* states_;      // [2 capacity + 1]; 0 is the root, the empty string
   Edge* edges_;        // [3 capacity + 1]; 0 is none
   int32_t* buckets_;   // [a power of two]
   uint32_t mask_;
-  int capacity_, size_ = 0, num_states_ = 1, num_edges_ = 1, last_ = 0;
+  int size_ = 0, num_states_ = 1, num_edges_ = 1, last_ = 0;
   Match match_{0, 0};
 };
 
