@@ -1,6 +1,7 @@
 #include "engine.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "model/transformer.h"
 
@@ -12,6 +13,12 @@ std::unique_ptr<Model> make_model(const std::shared_ptr<Weights>& weights, const
   const Engine::ModelLimits limits = Engine::limits_of(options, weights->config().max_position_embeddings);
   return std::make_unique<Transformer>(
       weights, Transformer::Limits{limits.max_rows, limits.max_len, limits.num_slots, limits.num_pages, options.kv_dtype});
+}
+
+// A pass of a cycle reads the weights, whatever it does with them.
+EngineOptions with_draft_cost(EngineOptions options, const Weights* target, const Weights* draft) {
+  if (draft && options.draft_cost == 0) options.draft_cost = double(draft->packed().bytes()) / double(target->packed().bytes());
+  return options;
 }
 
 void check_options(const EngineOptions& o) {
@@ -31,6 +38,7 @@ void check_options(const EngineOptions& o) {
   require(o.min_draft_confidence >= 0 && o.min_draft_confidence < 1, "[Engine] min_draft_confidence must be in [0, 1), got ",
           o.min_draft_confidence);
   require(o.prefix_cache_bytes >= -1, "[Engine] prefix_cache_bytes must be at least 0, or -1 for all that nobody needs, got ", o.prefix_cache_bytes);
+  require(o.draft_cost >= 0 && std::isfinite(o.draft_cost), "[Engine] draft_cost must be in [0, inf), got ", o.draft_cost);
   require(o.max_num_seqs * (o.num_speculative_tokens + 1) <= 512,
           "[Engine] max_num_seqs * (num_speculative_tokens + 1) must be at most 512 rows, got ", o.max_num_seqs * (o.num_speculative_tokens + 1));
 }
@@ -38,7 +46,8 @@ void check_options(const EngineOptions& o) {
 }  // namespace
 
 Engine::Engine(std::shared_ptr<Backend> backend, std::shared_ptr<Weights> target, std::shared_ptr<Weights> draft, const EngineOptions& options)
-    : Engine((check_options(options), std::move(backend)), make_model(target, options), make_model(draft, options), options) {
+    : Engine((check_options(options), std::move(backend)), make_model(target, options), make_model(draft, options),
+             with_draft_cost(options, target.get(), draft.get())) {
   target_weights_ = std::move(target);
   draft_weights_ = std::move(draft);
 }

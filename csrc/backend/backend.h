@@ -106,6 +106,9 @@ struct CycleState {
   int32_t* length;         // [S] committed tokens; the last one is not fed yet
   int32_t* running;        // [S] 1 while the slot decodes
   int32_t* wanted_tau;     // [S] written by the host between cycles
+  int32_t* offered;        // [S] shared: drafts that the host has for the next cycle; 0 = the draft proposes
+  int32_t* offers;         // [S, tau_max] shared: those drafts
+  int32_t* proposed;       // [S] of this cycle: `offered` as it began. Such drafts were drawn from nothing: each is a point mass
   int32_t* drafting;       // [S] drafts of this cycle: wanted_tau clamped, cut short at an unusable draft row
   int32_t* target_cached;  // [S]
   int32_t* draft_cached;   // [S]
@@ -251,7 +254,8 @@ class Backend {
   // logits.
   virtual void prepare_attention(int rows, int pages_per_slot, const AttentionShape&) = 0;
   virtual void prepare_sampling(int num_slots, int tau_max, Acceptance, int vocab_size) = 0;
-  // The cycle. Arithmetic: math/. `begin_cycle` clamps tau; the plans fill the rows of the next pass.
+  // The cycle. Arithmetic: math/. `begin_cycle` clamps tau and takes over what the host offers, which then has no rows of the draft; the
+  // plans fill the rows of the next pass.
   virtual void begin_cycle(const CycleState&) = 0;
   virtual void plan_draft(const CycleState&, int step, const Rows&) = 0;
   virtual void sample_draft(const CycleState&, int step) = 0;

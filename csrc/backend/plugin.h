@@ -79,7 +79,7 @@ struct BackendPlugin {
   Status (*hash_kv)(void* backend, const KvLayer*, const AttentionShape*, int32_t slot, int32_t position, uint64_t* hash);
 };
 
-constexpr uint32_t kPluginAbi = abi_of(4, {sizeof(BackendPlugin), sizeof(Rows), sizeof(KvLayer), sizeof(AttentionShape), sizeof(QkvWeights),
+constexpr uint32_t kPluginAbi = abi_of(5, {sizeof(BackendPlugin), sizeof(Rows), sizeof(KvLayer), sizeof(AttentionShape), sizeof(QkvWeights),
                                            sizeof(CycleState), sizeof(CycleResult), sizeof(CycleResults), sizeof(CycleEvidence),
                                            sizeof(SlotParams)});
 

@@ -61,6 +61,7 @@ void Scheduler::commit(Sequence& sequence, const Flight::Part& part, std::vector
 
   judged_.push_back({sequence.id, output.tau, result.accepted, kept, sequence.params.num_speculative_tokens >= 0});
   record(sequence, part, output);
+  drafter_->learn(slot, part.source, result.tau, result.accepted, {cycle_.tokens(slot), size_t(result.emitted)});
   sequence.tokens.insert(sequence.tokens.end(), output.tokens.begin(), output.tokens.end());
   sequence.target_cached = result.target_cached;
   sequence.draft_cached = result.draft_cached;
@@ -80,7 +81,7 @@ void Scheduler::record(const Sequence& sequence, const Flight::Part& part, const
   const int emitted = int(output.tokens.size());
   CycleRecord record;
   record.cycle = collected_.cycle, record.request = sequence.id, record.position = result.first_position;
-  record.wanted_tau = part.wanted_tau, record.reason = part.reason;
+  record.wanted_tau = part.wanted_tau, record.reason = part.reason, record.source = part.source;
   record.tau = output.tau, record.accepted = output.accepted, record.emitted = emitted;
   if (emitted > result.accepted) {
     record.extra_token = output.tokens.back();
@@ -96,7 +97,7 @@ void Scheduler::record(const Sequence& sequence, const Flight::Part& part, const
     const CycleEvidence& evidence = cycle_.evidence();
     const size_t at = size_t(sequence.slot) * cycle_.limits().tau_max;
     record.rows = *evidence.rows;
-    if (result.tau > 0) record.catch_up_agreement = evidence.catch_up_agreement[sequence.slot];
+    if (result.tau > 0 && part.source == DraftSource::model) record.catch_up_agreement = evidence.catch_up_agreement[sequence.slot];
     record.drafted = {evidence.drafted + at, size_t(result.tau)};
     record.draft_logprob = {evidence.draft_logprob + at, size_t(result.tau)};
     record.target_logprob = {evidence.target_logprob + at, size_t(result.tau)};

@@ -25,8 +25,8 @@ void Cycle::enqueue(const Shape& shape, const Results& to) {
   backend_.timestamp(to.stamps + 0);
   backend_.begin_cycle(state_);
 
-  // 1. The draft proposes tau tokens, one at a time. Its first pass also feeds the row it lacks after full acceptance.
-  for (int step = 0; step < tau; ++step) {
+  // 1. The draft proposes tau tokens, one at a time, where the host has not. Its first pass also feeds the row it lacks after full acceptance.
+  for (int step = 0; step < (shape.draft_runs ? tau : 0); ++step) {
     const SpanScope span(backend_, Span::draft, step);
     const Rows rows = shape.bound(draft_rows_.rows(), step == 0 ? 2 : 1);
     backend_.plan_draft(state_, step, rows);
@@ -68,9 +68,11 @@ Cycle::Cycle(Backend& backend, Model& target, Model* draft, const Limits& limits
   state_.draft_max_len = draft ? draft->max_len() : 0;
   state_.acceptance = limits.acceptance;
   state_.tokens = make<int32_t>(slots * state_.tokens_stride);
-  for (int32_t** each : {&state_.length, &state_.running, &state_.wanted_tau, &state_.drafting, &state_.target_cached,
+  for (int32_t** each : {&state_.length, &state_.running, &state_.wanted_tau, &state_.proposed, &state_.drafting, &state_.target_cached,
                          &state_.draft_cached, &state_.draft_fed, &state_.first_row, &state_.draft_fault})
     *each = make<int32_t>(slots);
+  state_.offered = share<int32_t>(slots);
+  state_.offers = share<int32_t>(slots * limits.tau_max);
   state_.draft_row = make<int32_t>(slots * width_);
   state_.may_stop_early = limits.may_stop_early;
   state_.stop_below = make<float>(slots);
@@ -83,7 +85,10 @@ Cycle::Cycle(Backend& backend, Model& target, Model* draft, const Limits& limits
   double* extra_probability = make<double>(limits.records ? slots : 0);
   for (int positions : tiers(kShortContext, limits.max_len + width_))
     for (int sequences : tiers(1, limits.num_slots))
-      for (int tau = 0; tau <= limits.tau_max; ++tau) shapes_.push_back({tau, sequences, positions});
+      for (int tau = 0; tau <= limits.tau_max; ++tau) {
+        if (!draft || limits.host_drafts || tau == 0) shapes_.push_back({tau, sequences, positions, false});
+        if (draft && tau > 0) shapes_.push_back({tau, sequences, positions, true});
+      }
   ring_.resize(limits.in_flight);
   for (Results& results : ring_) {
     results.device = {share<CycleResult>(slots), share<int32_t>(emitted), share<float>(emitted), share<int32_t>(emitted * kMaxTopLogprobs),
@@ -146,8 +151,11 @@ Rows Cycle::Shape::bound(Rows rows, int per_sequence) const {
   return rows;
 }
 
-void Cycle::launch(int tau, int sequences, int positions) {
-  const auto fits = [&](const Shape& shape) { return shape.tau == tau && shape.sequences >= sequences && shape.positions >= positions; };
+void Cycle::launch(int tau, int sequences, int positions, bool draft_runs) {
+  draft_runs = draft_runs && draft_ && tau > 0;
+  const auto fits = [&](const Shape& shape) {
+    return shape.tau == tau && shape.draft_runs == draft_runs && shape.sequences >= sequences && shape.positions >= positions;
+  };
   const size_t shape = std::find_if(shapes_.begin(), shapes_.end(), fits) - shapes_.begin();
   ring_[launched_++ % ring_.size()].graphs.at(shape)->launch();
 }

@@ -13,7 +13,7 @@ class Cycle {
  public:
   struct Limits {
     int num_slots;     // sequences decoding at once
-    int tau_max;       // drafts per cycle at most; 0 without a draft
+    int tau_max;       // drafts per cycle at most; 0 where nobody drafts
     int max_len;       // tokens of the longest sequence
     int vocab_limit;   // ids that exist (the target's tokenizer decides)
     Acceptance acceptance;
@@ -21,6 +21,7 @@ class Cycle {
     bool records;      // fills evidence for the trace
     int in_flight;     // cycles launched before the first one's results are read, at most
     bool may_stop_early = false;  // drafts may end before the wanted tau: set_stop_below, set_verify_budget
+    bool host_drafts = false;  // there may be offers; then in_flight is 1
   };
   // draft may be null.
   Cycle(Backend& backend, Model& target, Model* draft, const Limits& limits);
@@ -34,10 +35,13 @@ class Cycle {
   void set_wanted_tau(int slot, int tau);
   void set_stop_below(int slot, float confidence);
   void set_verify_budget(int rows);
+  // Drafts that the host has for the slot's next cycle, behind its committed tokens: `count` of offers(slot); 0 = the draft proposes.
+  int32_t* offers(int slot) { return state_.offers + size_t(slot) * limits_.tau_max; }
+  void set_offered(int slot, int count) { state_.offered[slot] = count; }
 
-  // One cycle for the running slots, `sequences` at most: tau drafts at most, all positions below `positions`. One launch, no waiting;
-  // fewer than in_flight may be under way.
-  void launch(int tau, int sequences, int positions);
+  // One cycle for the running slots, `sequences` at most: tau drafts at most, all positions below `positions`; draft_runs = some slot
+  // drafts without an offer. One launch, no waiting; fewer than in_flight may be under way.
+  void launch(int tau, int sequences, int positions, bool draft_runs = true);
   // Until the oldest cycle under way has left its results, where the host reads them.
   void wait();
   int in_flight() const { return int(launched_ - read_); }
@@ -58,9 +62,11 @@ class Cycle {
   size_t workspace_bytes() const;
 
  private:
-  // What the host knows of a cycle when it launches it. There is a line for each tau and for a few numbers of sequences and positions.
+  // What the host knows of a cycle when it launches it. There is a line for each tau, with the draft or without, and for a few numbers of
+  // sequences and positions.
   struct Shape {
     int tau, sequences, positions;
+    bool draft_runs;
     Rows bound(Rows rows, int per_sequence) const;
   };
   // Of one cycle, in shared memory; and the lines that write there, one per shape.

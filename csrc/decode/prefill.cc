@@ -78,6 +78,7 @@ bool Scheduler::lacks_prompt(const Sequence& sequence) const { return sequence.t
 
 // Tokens are out, and the draft lacks more rows than its first pass of a cycle feeds.
 bool Scheduler::catch_up_due(const Sequence& sequence) const {
+  if (sequence.proposal.source != DraftSource::model) return false;  // not asked next
   return draft_ && sequence.emitted_any() && sequence.draft_cached < sequence.length() - 2 && can_draft(sequence);
 }
 

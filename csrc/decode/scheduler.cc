@@ -9,11 +9,12 @@ namespace paceline {
 namespace {
 
 Cycle::Limits cycle_limits(const Backend& backend, const Model& target, const Model* draft, const EngineOptions& options) {
-  const int in_flight = options.cycles_in_flight ? options.cycles_in_flight : backend.cycles_in_flight();
+  const bool on_host = options.drafter != DrafterKind::model;  // who drafts there has to read what came out
+  const int in_flight = on_host ? 1 : options.cycles_in_flight ? options.cycles_in_flight : backend.cycles_in_flight();
   const int vocab_limit = options.vocab_limit ? options.vocab_limit : target.vocab_size();
-  return {options.max_num_seqs, draft ? options.num_speculative_tokens : 0, options.max_model_len, vocab_limit, options.acceptance,
-          options.debug_hash, draft && options.trace_cycles > 0, in_flight,
-          draft && (options.policy == Policy::budget || options.min_draft_confidence > 0)};
+  return {options.max_num_seqs, draft || on_host ? options.num_speculative_tokens : 0, options.max_model_len, vocab_limit, options.acceptance,
+          options.debug_hash, (draft || on_host) && options.trace_cycles > 0, in_flight,
+          draft && (options.policy == Policy::budget || options.min_draft_confidence > 0), on_host};
 }
 
 PrefixCache::Pool pool_of(Model* model) {
@@ -26,11 +27,16 @@ PrefixCache::Pool pool_of(Model* model) {
 Scheduler::Scheduler(Backend& backend, Model& target, Model* draft, const EngineOptions& options)
     : backend_(backend), target_(target), draft_(draft), options_(options),
       cycle_(backend, target, draft, cycle_limits(backend, target, draft, options)),
+      drafter_(make_drafter(options.drafter, backend, {options.max_num_seqs, options.num_speculative_tokens, options.max_model_len, options.draft_cost})),
       prefix_cache_(pool_of(&target), pool_of(draft), options.prefix_cache_bytes), prefill_rows_(backend, options.prefill_chunk),
       verify_rows_(backend, options.max_num_seqs * (options.num_speculative_tokens + 1)),
       slot_taken_(options.max_num_seqs, false),
-      controller_(make_controller({options.policy, cycle_.limits().tau_max, options.max_num_seqs, options.latency_target})), trace_(options.trace_cycles, cycle_.limits().tau_max) {
-  require(draft || options.num_speculative_tokens == 0, "[Engine] num_speculative_tokens must be 0 without a draft, got ",
+      controller_(make_controller({options.policy, cycle_.limits().tau_max, options.max_num_seqs, options.latency_target})),
+      trace_(options.trace_cycles, cycle_.limits().tau_max) {
+  require(draft || options.drafter != DrafterKind::chain, "[Engine] drafter must be model or ngram without a draft, got chain");
+  require(!draft || options.drafter != DrafterKind::ngram, "[Engine] drafter must be model or chain with a draft, got ngram");
+  require(!drafter_->on_host() || options.policy == Policy::fixed, "[Engine] policy must be fixed where the host drafts, got another");
+  require(may_propose() || options.num_speculative_tokens == 0, "[Engine] num_speculative_tokens must be 0 without a draft, got ",
           options.num_speculative_tokens);
   require(vocab_limit() <= target.vocab_size(), "[Engine] vocab_limit must be at most the target's vocab_size ", target.vocab_size(),
           ", got ", vocab_limit());
@@ -49,7 +55,7 @@ Scheduler::Scheduler(Backend& backend, Model& target, Model* draft, const Engine
 }
 
 void Scheduler::check(const std::vector<int32_t>& prompt, const RequestParams& params) const {
-  require(draft_ || params.num_speculative_tokens <= 0, "[generate] num_speculative_tokens must be 0 without a draft, got ",
+  require(may_propose() || params.num_speculative_tokens <= 0, "[generate] num_speculative_tokens must be 0 without a draft, got ",
           params.num_speculative_tokens);
   validate(params, vocab_limit(), cycle_.limits().tau_max);
   require(!prompt.empty(), "[generate] prompt must have at least 1 token, got 0");
@@ -105,6 +111,7 @@ std::vector<Output> Scheduler::step() {
   std::vector<Output> outputs;
   drop_cancelled(outputs);
   admit();
+  propose();
   prefill();
   for (const size_t before = outputs.size(); outputs.size() == before;) {
     while (flights_.empty() ? launch() : cycle_.in_flight() < cycle_.limits().in_flight && may_run_ahead() && launch()) {
@@ -134,6 +141,7 @@ void Scheduler::enter(Sequence& sequence, int slot) {
   sequence.slot = slot;
   slot_taken_[slot] = true;
   promised_ += sequence.demand;
+  drafter_->start(slot);
   cycle_.start(slot, slot_params(sequence.params, sequence.prompt_length, sequence.end_length), sequence.tokens);
   const bool with_draft = options_.acceptance == Acceptance::coupled || sequence.params.temperature == 0;
   const PrefixCache::Found found = prefix_cache_.adopt(slot, std::span(sequence.tokens).first(sequence.length() - 1), with_draft);
@@ -183,6 +191,16 @@ void Scheduler::choose_taus() {
   }
 }
 
+// What the host's drafter has for the next cycle. Before prompts are read: only a draft that is about to propose has to catch up.
+void Scheduler::propose() {
+  if (!drafter_->on_host()) return;
+  for (const auto& each : active_) {
+    const int own = each->params.num_speculative_tokens, wanted = own >= 0 ? own : cycle_.limits().tau_max;  // its policy is `fixed`
+    const int length = each->length(), most = clamped_tau(wanted, length, each->end_length, length - 1, each->end_length);
+    each->proposal = drafter_->propose(each->slot, each->tokens, most, cycle_.offers(each->slot));
+  }
+}
+
 // Whether a cycle can follow one whose results are not read yet: nobody waits for the host meanwhile, and somebody is sure to go on.
 bool Scheduler::may_run_ahead() const {
   bool any = false;
@@ -198,6 +216,7 @@ bool Scheduler::may_run_ahead() const {
 // longest, tau is bounded by the shortest, and the device, which knows, clamps it. False: there is nobody.
 bool Scheduler::launch() {
   int tau_max = 0, positions = 0;
+  bool draft_runs = false;
   Flight flight;
   choose_taus();
   for (const auto& each : active_) {
@@ -205,15 +224,20 @@ bool Scheduler::launch() {
     if (lacks_prompt(sequence)) continue;
     const int shortest = sequence.length() + sequence.in_flight, longest = sequence.length() + sequence.in_flight_tokens;
     const int draft_len = draft_ ? draft_->max_len() : 0, draft_cached = sequence.in_flight ? shortest - 1 : sequence.draft_cached;
-    const int tau = clamped_tau(sequence.wanted_tau, shortest, sequence.end_length, draft_cached, draft_len);
+    const int by_draft = clamped_tau(sequence.wanted_tau, shortest, sequence.end_length, draft_cached, draft_len);
+    const bool offers = sequence.proposal.length > 0 && (sequence.proposal.source != DraftSource::model || by_draft == 0);
+    const int tau = offers ? sequence.proposal.length : by_draft;
+    if (drafter_->on_host()) cycle_.set_offered(sequence.slot, offers ? tau : 0);
+    draft_runs |= tau > 0 && !offers;
+    sequence.proposal.length = 0;
     bool reserved = reserve(false, sequence.slot, std::min(target_reach(longest, tau), sequence.end_length));
-    if (tau) reserved = reserved && reserve(true, sequence.slot, std::min({draft_reach(longest, tau), sequence.end_length, draft_len}));
+    if (tau && !offers) reserved = reserved && reserve(true, sequence.slot, std::min({draft_reach(longest, tau), sequence.end_length, draft_len}));
     if (!reserved) throw EngineDead("[step] promised KV pages are not there");
     if (sequence.sent_tau != sequence.wanted_tau) cycle_.set_wanted_tau(sequence.slot, sequence.sent_tau = sequence.wanted_tau);
     if (!sequence.running) cycle_.set_running(sequence.slot, sequence.running = true);
     tau_max = std::max(tau_max, tau);
     positions = std::max(positions, std::min(longest + tau + 1, sequence.end_length));
-    flight.parts.push_back({sequence.id, tau + 1, sequence.wanted_tau, sequence.reason});
+    flight.parts.push_back({sequence.id, tau + 1, sequence.wanted_tau, sequence.reason, offers ? DraftSource::ngram : DraftSource::model});
     ++sequence.in_flight;
     sequence.in_flight_tokens += tau + 1;
   }
@@ -224,7 +248,7 @@ bool Scheduler::launch() {
   flight.start = Clock::now();
   target_.cache().publish();
   if (draft_) draft_->cache().publish();
-  cycle_.launch(tau_max, int(flight.parts.size()), positions);
+  cycle_.launch(tau_max, int(flight.parts.size()), positions, draft_runs);
   flights_.push_back(std::move(flight));
   return true;
 }
@@ -280,7 +304,7 @@ CycleCost Scheduler::cost() const {
 }
 
 size_t Scheduler::workspace_bytes() const {
-  return cycle_.workspace_bytes() + trace_.bytes() + prefill_rows_.bytes() + prefill_stamps_.bytes() + verify_rows_.bytes() + verify_logits_.bytes() +
+  return cycle_.workspace_bytes() + drafter_->bytes() + trace_.bytes() + prefill_rows_.bytes() + prefill_stamps_.bytes() + verify_rows_.bytes() + verify_logits_.bytes() +
          verify_logprobs_.bytes();
 }
 

@@ -7,6 +7,7 @@
 
 #include "decode/controller.h"
 #include "decode/cycle.h"
+#include "decode/drafter.h"
 #include "decode/prefill_cost.h"
 #include "decode/prefix_cache.h"
 #include "decode/sequence.h"
@@ -15,7 +16,7 @@
 namespace paceline {
 
 struct EngineOptions {
-  int num_speculative_tokens = 0;      // tau of a cycle at most, and by default; 0 without a draft
+  int num_speculative_tokens = 0;      // tau of a cycle at most, and by default; 0 where nobody drafts
   Acceptance acceptance = Acceptance::coupled;
   int max_model_len = 0;               // tokens of a sequence at most
   int max_num_seqs = 1;                // sequences decoding at once
@@ -34,6 +35,8 @@ struct EngineOptions {
   int verify_budget = 0;               // under Policy::budget: rows that a pass of the target verifies at most, one per sequence at least
   double latency_target = 0;           // under Policy::latency: seconds between two chunks of a request at most, at the 99th percentile
   float min_draft_confidence = 0;      // a draft run ends before a position at which the draft's largest probability is less; 0 = never
+  DrafterKind drafter = DrafterKind::model;  // ngram: without a draft; chain: with one
+  double draft_cost = 0;               // of a pass of the draft, in passes of the target, for the chain; 0 = by the bytes of their weights
 };
 
 class Scheduler {
@@ -73,6 +76,7 @@ class Scheduler {
       int most;  // tokens it emits at most
       int wanted_tau;
       TauReason reason;
+      DraftSource source;
     };
     std::vector<Part> parts;
     int64_t cycle = 0;        // its number, from 1
@@ -80,9 +84,11 @@ class Scheduler {
   };
 
   int vocab_limit() const { return cycle_.limits().vocab_limit; }
+  bool may_propose() const { return draft_ || drafter_->on_host(); }
   int end_length(int prompt_length, const RequestParams& params) const;
   void choose_taus();
   bool can_draft(const Sequence& sequence) const;
+  void propose();
   void admit();
   void enter(Sequence& sequence, int slot);
   void leave(Sequence& sequence, bool keep_pages);
@@ -109,6 +115,7 @@ class Scheduler {
   Model* draft_;
   EngineOptions options_;
   Cycle cycle_;
+  std::unique_ptr<Drafter> drafter_;
   PrefixCache prefix_cache_;
   RowsBuffer prefill_rows_, verify_rows_;
   Buffer verify_logits_, verify_logprobs_;          // [verify rows, V]

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "decode/drafter.h"
 #include "decode/request.h"
 #include "decode/stop_strings.h"
 #include "decode/tau_reason.h"
@@ -43,6 +44,7 @@ struct Sequence {
   int wanted_tau = 0;            // drafts of its next cycle, if they can be had, and why: the controller's choice
   TauReason reason = TauReason::fixed;
   int sent_tau = -1;             // wanted_tau as the device knows it
+  Proposal proposal;             // for the next cycle
   StopStrings stops;
   uint64_t logits_hash = 0;
   RequestStats stats;

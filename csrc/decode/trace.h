@@ -6,15 +6,13 @@
 #include <span>
 #include <vector>
 
-#include "backend/backend.h"
+#include "decode/drafter.h"
 #include "decode/tau_reason.h"
 
 namespace paceline {
 
 enum class ExtraKind : uint8_t { none, residual, bonus };  // none: the cycle was cut before it
 constexpr const char* kExtraKinds[] = {"none", "residual", "bonus"};
-enum class DraftSource : uint8_t { model };
-constexpr const char* kDraftSources[] = {"model"};
 
 // One request's part in one cycle. Times are of the whole pass, which its requests share.
 struct CycleRecord {

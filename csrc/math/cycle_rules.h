@@ -33,6 +33,12 @@ PACELINE_HD bool within_budget(int budget, int num_slots, const int32_t* running
   return ahead < left;
 }
 
+// The same for a slot whose drafts the host has `offered`, where it has: nobody but the sequence bounds them.
+PACELINE_HD int planned_tau(int wanted, int offered, int length, int end_length, int draft_cached, int draft_max_len) {
+  if (offered > 0) return clamped_tau(smaller(wanted, offered), length, end_length, length - 1, end_length);
+  return clamped_tau(wanted, length, end_length, draft_cached, draft_max_len);
+}
+
 // KV positions a cycle of tau drafts may write, in the target and in the draft. Pages are reserved up to here beforehand.
 PACELINE_HD int target_reach(int length, int tau) { return length + tau; }
 PACELINE_HD int draft_reach(int length, int tau) { return tau > 0 ? length + tau - 1 : 0; }

@@ -12,6 +12,12 @@ Acceptance acceptance_of(const std::string& name) {
 
 namespace {
 
+DrafterKind drafter_of(const std::string& name) {
+  for (DrafterKind kind : {DrafterKind::model, DrafterKind::ngram, DrafterKind::chain})
+    if (name == name_of(kind)) return kind;
+  throw std::invalid_argument(message("[Engine] drafter must be \"model\", \"ngram\" or \"chain\", got \"", name, "\""));
+}
+
 Policy policy_of(const std::string& name) {
   for (const auto& [known, policy] : {std::pair("fixed", Policy::fixed), {"auto", Policy::automatic}, {"budget", Policy::budget}, {"latency", Policy::latency}})
     if (name == known) return policy;
@@ -41,15 +47,15 @@ void bind_requests(py::module_& m) {
                        const std::string& kv_dtype, int kv_cache_tokens, int prefill_chunk, int vocab_limit,
                        std::vector<std::string> token_bytes, bool debug_hash, int64_t profile_first, int64_t profile_last, int cycles_in_flight,
                        int prefill_chunk_beside, int trace_cycles, int64_t prefix_cache_bytes, const std::string& policy, int verify_budget,
-                       double latency_target, float min_draft_confidence) {
+                       double latency_target, float min_draft_confidence, const std::string& drafter, double draft_cost) {
              return EngineOptions{num_speculative_tokens, acceptance_of(acceptance), max_model_len, max_num_seqs, dtype_of(kv_dtype),
                                   kv_cache_tokens, prefill_chunk, vocab_limit, std::move(token_bytes), debug_hash, profile_first, profile_last,
                                   cycles_in_flight, prefill_chunk_beside, trace_cycles, prefix_cache_bytes, policy_of(policy), verify_budget,
-                                  latency_target, min_draft_confidence};
+                                  latency_target, min_draft_confidence, drafter_of(drafter), draft_cost};
            }), py::kw_only(), "num_speculative_tokens"_a, "acceptance"_a, "max_model_len"_a, "max_num_seqs"_a, "kv_dtype"_a,
            "kv_cache_tokens"_a, "prefill_chunk"_a, "vocab_limit"_a, "token_bytes"_a, "debug_hash"_a, "profile_first"_a, "profile_last"_a,
            "cycles_in_flight"_a, "prefill_chunk_beside"_a, "trace_cycles"_a, "prefix_cache_bytes"_a, "policy"_a, "verify_budget"_a,
-           "latency_target"_a, "min_draft_confidence"_a);
+           "latency_target"_a, "min_draft_confidence"_a, "drafter"_a, "draft_cost"_a);
 
   py::class_<RequestParams>(m, "RequestParams")
       .def(py::init([](int max_tokens, int min_tokens, double temperature, double top_p, int top_k, double min_p, double repetition_penalty,

@@ -86,6 +86,8 @@ class EngineOptions:
         verify_budget: int,
         latency_target: float,
         min_draft_confidence: float,
+        drafter: str,
+        draft_cost: float,
     ) -> None: ...
 
 @final

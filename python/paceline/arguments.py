@@ -36,9 +36,12 @@ Dtype = Literal["bf16", "fp32", "int8", "int4", "int4_g32"]
 KvDtype = Literal["bf16", "fp32"]
 AcceptanceRule = Literal["coupled", "rejection"]
 Policy = Literal["fixed", "auto", "budget", "latency"]
+Drafter = Literal["auto", "chain"]
 
 _DTYPES = ("auto", *get_args(Dtype))
 
+NGRAM = "ngram"  # as a draft: no checkpoint, but the text itself
+DEFAULT_NGRAM_TAU = 7  # proposals cost nothing, rows of the target little; runs are as long as their match
 DEFAULT_TAU = 3  # near the knee of verification cost on CPUs; the bundled pair is fastest at 2 or 3
 DEFAULT_TAU_MAX = 8  # where a policy chooses up to it
 MAX_ROWS = 512  # of a verify pass
@@ -53,6 +56,8 @@ class Settings:
 
     target: Checkpoint
     draft: Checkpoint | None
+    drafter: Literal["model", "ngram", "chain"] | None
+    """Who proposes; None: nobody."""
     tokenizer: Tokenizer | None
     dtype: str
     draft_dtype: str
@@ -120,11 +125,13 @@ class Settings:
             prefill_chunk_beside=PREFILL_CHUNK_BESIDE, trace_cycles=self.trace_cycles,
             prefix_cache_bytes=-1 if self.prefix_cache_bytes is None else self.prefix_cache_bytes,
             policy=self.policy, verify_budget=self.verify_budget or 0, latency_target=self.latency_target or 0.0,
-            min_draft_confidence=self.min_draft_confidence)
+            min_draft_confidence=self.min_draft_confidence,
+            drafter=self.drafter or "model", draft_cost=0.0)
 
     def info(self) -> dict[str, Any]:
         return {
             "target": str(self.target.directory), "draft": str(self.draft.directory) if self.draft else None,
+            "drafter": self.drafter,
             "architecture": self.target.architecture, "tokenizer": self.tokenizer.source if self.tokenizer else None, "dtype": self.dtype,
             "draft_dtype": self.draft_dtype if self.draft else None, "kv_dtype": self.kv_dtype,
             "num_speculative_tokens": self.num_speculative_tokens, "policy": self.policy, "verify_budget": self.verify_budget,
@@ -136,8 +143,8 @@ class Settings:
             "eos_token_ids": self.target.eos_token_ids, "notes": self.notes}
 
 
-def resolve(*, target: PathLike | None, draft: PathLike | None, tokenizer: PathLike | tokenizers.Tokenizer | None, device: str, dtype: str,
-            draft_dtype: str, kv_dtype: str, num_speculative_tokens: int | str, policy: str, verify_budget: int | None,
+def resolve(*, target: PathLike | None, draft: PathLike | None, drafter: str,
+            tokenizer: PathLike | tokenizers.Tokenizer | None, device: str, dtype: str, draft_dtype: str, kv_dtype: str, num_speculative_tokens: int | str, policy: str, verify_budget: int | None,
             latency_target: float | None, min_draft_confidence: float, acceptance: str, max_model_len: int | None,
             max_num_seqs: int, max_queue: int, kv_cache_tokens: int | None, prefix_cache_bytes: int | None, trace_cycles: int,
             num_threads: int | None, weights_cache: PathLike | None, planning: bool = False) -> Settings:
@@ -150,8 +157,9 @@ def resolve(*, target: PathLike | None, draft: PathLike | None, tokenizer: PathL
     prefixes = None if prefix_cache_bytes is None else _integer("prefix_cache_bytes", prefix_cache_bytes, 0, 2**63 - 1)
     rows = _integer("trace_cycles", trace_cycles, 0, 2**20)
     threads = 0 if num_threads is None else _num_threads(num_threads)
-    tau = _tau(num_speculative_tokens, draft is not None, policy, num_seqs)
-    budget, latency, confidence = _policy(policy, verify_budget, latency_target, min_draft_confidence, draft is not None)
+    draft, kind_of_drafter = _drafter(draft, drafter)
+    tau = _tau(num_speculative_tokens, kind_of_drafter, policy, num_seqs)
+    budget, latency, confidence = _policy(policy, verify_budget, latency_target, min_draft_confidence, kind_of_drafter)
     cache = default_directory() if weights_cache == "auto" else None if weights_cache is None else _path("weights_cache", weights_cache, _CACHE)
     target_files = read_config(_directory("target", target), planning=planning)
     draft_files = _within_its_window(read_config(_directory("draft", draft), planning=planning), notes) if draft is not None else None
@@ -175,8 +183,8 @@ def resolve(*, target: PathLike | None, draft: PathLike | None, tokenizer: PathL
     per_position = sum(kv_bytes_per_position(config, kv) for config, _ in models)
     free = backend.free_bytes() - sum(weight_bytes(config, of) for config, of in models) if kind == "cuda" else available_memory()
     return Settings(
-        target=target_files, draft=draft_files, tokenizer=words, dtype=target_dtype, draft_dtype=drafts_dtype, kv_dtype=kv,
-        num_speculative_tokens=tau, policy=policy, verify_budget=budget, latency_target=latency, min_draft_confidence=confidence,
+        target=target_files, draft=draft_files, drafter=kind_of_drafter, tokenizer=words, dtype=target_dtype, draft_dtype=drafts_dtype,
+        kv_dtype=kv, num_speculative_tokens=tau, policy=policy, verify_budget=budget, latency_target=latency, min_draft_confidence=confidence,
         acceptance=acceptance, max_model_len=length, max_num_seqs=num_seqs, max_queue=queue,
         kv_cache_tokens=_kv_cache_tokens(kv_cache_tokens, num_seqs, length, per_position, max(0, free), notes),
         prefix_cache_bytes=prefixes, trace_cycles=rows, weights_cache=cache, vocab_size=_vocab_size(target_files, words), notes=tuple(notes),
@@ -208,11 +216,12 @@ def _num_threads(wanted: int) -> int:
 
 
 def _policy(policy: str, budget: int | None, latency: float | None, confidence: float,
-            has_draft: bool) -> tuple[int | None, float | None, float]:
+            drafter: str | None) -> tuple[int | None, float | None, float]:
     """(rows, seconds, threshold): what belongs to the policy must be given, what does not must not."""
     _one_of("policy", policy, get_args(Policy))
-    if policy != "fixed" and not has_draft:
-        raise ValueError(f'[Engine] policy must be "fixed" without a draft, got {policy!r}')
+    if policy != "fixed" and drafter != "model":
+        where = "without a draft" if drafter is None else "where the text drafts"
+        raise ValueError(f'[Engine] policy must be "fixed" {where}, got {policy!r}')
     for name, given, of in (("verify_budget", budget, "budget"), ("latency_target", latency, "latency")):
         if (given is not None) != (policy == of):
             expected = "given with" if given is None else "None without"
@@ -224,16 +233,28 @@ def _policy(policy: str, budget: int | None, latency: float | None, confidence: 
     threshold = checks.real("Engine", "min_draft_confidence", confidence)
     if not 0 <= threshold < 1:
         checks.refuse("Engine", "min_draft_confidence", "in [0, 1)", confidence)
-    if threshold and not has_draft:
+    if threshold and drafter not in ("model", "chain"):
         raise ValueError(f"[Engine] min_draft_confidence must be 0 without a draft, got {threshold}")
     return rows, seconds, threshold
 
 
-def _tau(wanted: int | str, has_draft: bool, policy: str, num_seqs: int) -> int:
+def _drafter(draft: PathLike | None, drafter: str) -> tuple[PathLike | None, Literal["model", "ngram", "chain"] | None]:
+    """(checkpoint of the draft, who proposes)."""
+    _one_of("drafter", drafter, get_args(Drafter))
+    if draft is None or draft == NGRAM:
+        if drafter == "chain":
+            raise ValueError(f'[Engine] drafter must be "auto" without the checkpoint of a draft, got {drafter!r} with draft={draft!r}')
+        return None, None if draft is None else "ngram"
+    return draft, "chain" if drafter == "chain" else "model"
+
+
+def _tau(wanted: int | str, drafter: str | None, policy: str, num_seqs: int) -> int:
+    if wanted == "auto" and policy != "fixed":
+        return max(1, min(DEFAULT_TAU_MAX, MAX_ROWS // num_seqs - 1)) if drafter else 0
     if wanted == "auto":
-        return 0 if not has_draft else DEFAULT_TAU if policy == "fixed" else max(1, min(DEFAULT_TAU_MAX, MAX_ROWS // num_seqs - 1))
+        return {None: 0, "model": DEFAULT_TAU, "ngram": DEFAULT_NGRAM_TAU, "chain": DEFAULT_TAU}[drafter]
     tau = _integer("num_speculative_tokens", wanted, 0, MAX_TAU)
-    if tau and not has_draft:
+    if tau and not drafter:
         raise ValueError(f"[Engine] num_speculative_tokens must be 0 without a draft, got {tau}")
     return tau
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import tokenizers
 
 from paceline import _core, checks
-from paceline.arguments import AcceptanceRule, Dtype, KvDtype, Messages, PathLike, Policy, Prompt, prompt_ids, render_messages, resolve
+from paceline.arguments import (AcceptanceRule, Drafter, Dtype, KvDtype, Messages, PathLike, Policy, Prompt, prompt_ids, render_messages,
+                                resolve)
 from paceline.called import called
 from paceline.devices import Device
 from paceline.diagnosis.diagnose import Diagnosis, diagnose_traces
@@ -41,7 +42,7 @@ class Engine:
     """
 
     def __init__(self, target: PathLike | None = None, draft: PathLike | None = None, *, config: PathLike | None = None,
-                 tokenizer: PathLike | tokenizers.Tokenizer | None = None,
+                 drafter: Drafter = "auto", tokenizer: PathLike | tokenizers.Tokenizer | None = None,
                  device: Device = "auto", dtype: Dtype | Literal["auto"] = "auto", draft_dtype: Dtype | Literal["auto"] = "auto",
                  kv_dtype: KvDtype | Literal["auto"] = "auto", num_speculative_tokens: int | Literal["auto"] = "auto",
                  policy: Policy = "fixed", verify_budget: int | None = None, latency_target: float | None = None,
@@ -52,8 +53,12 @@ class Engine:
         """Read the checkpoints and take all the memory that will ever be needed.
 
         target, draft: local directories in Hugging Face format (config.json, model.safetensors or its shards, tokenizer.json).
-            The draft may have a vocabulary of another size, but must have the target's tokenizer.
+                        The draft may have a vocabulary of another size, but must have the target's tokenizer. draft="ngram" needs no checkpoint: it
+            proposes what followed the longest part of prompt and output that their end repeats (a directory of that name is "./ngram").
+            It pays where texts repeat themselves or their prompt, and takes about 110 bytes per token of max_num_seqs * max_model_len.
         config: a file of `paceline tune --out`: models, dtypes and num_speculative_tokens, of which each counts that is at its default here.
+        drafter: "auto": the draft given. "chain": beside a draft's checkpoint also the n-gram, each cycle whichever has of late promised more
+            tokens for its cost. Neither changes what comes out. Both look at the text between cycles, so one cycle is under way at a time.
         tokenizer: a directory, a tokenizer.json or a `tokenizers.Tokenizer`; by default the target's. Prompts of token ids need none.
         device: "cpu" or "cuda"; "auto" is CUDA where it can run, and info["notes"] says why where it cannot.
         dtype, draft_dtype: of the weights, each model on its own: "fp32", "bf16", or quantised here, from any checkpoint, to "int8"
@@ -61,7 +66,7 @@ class Engine:
             keeps fp32 checkpoints in fp32 and takes bf16 for all others. Without a draft draft_dtype stays "auto".
         kv_dtype: of both KV caches, "fp32" or "bf16". "auto": fp32 for a target in fp32, else bf16.
         num_speculative_tokens: tau, draft tokens per cycle at most, 0 to 64: requests may ask for fewer, not for more. "auto": 3 with a
-            draft, 8 where a policy chooses up to it, else 0.
+            draft, 7 with draft="ngram", 8 where a policy chooses up to it, else 0.
         policy: who chooses each cycle's tau; a request's own num_speculative_tokens goes before it. No bit of what comes out hangs on it under
             "coupled" and at temperature 0; under "rejection" the law does not, but a seed no longer gives the same text again.
             "fixed": always num_speculative_tokens.
@@ -105,7 +110,7 @@ class Engine:
         if not isinstance(warmup, bool):
             checks.refuse("Engine", "warmup", "a bool", warmup)
         given: dict[str, Any] = dict(
-            target=target, draft=draft, tokenizer=tokenizer, device=device, dtype=dtype, draft_dtype=draft_dtype, kv_dtype=kv_dtype,
+            target=target, draft=draft, drafter=drafter, tokenizer=tokenizer, device=device, dtype=dtype, draft_dtype=draft_dtype, kv_dtype=kv_dtype,
             num_speculative_tokens=num_speculative_tokens, policy=policy, verify_budget=verify_budget, latency_target=latency_target,
             min_draft_confidence=min_draft_confidence, acceptance=acceptance, max_model_len=max_model_len, max_num_seqs=max_num_seqs,
             max_queue=max_queue, kv_cache_tokens=kv_cache_tokens, prefix_cache_bytes=prefix_cache_bytes, trace_cycles=trace_cycles,

@@ -38,19 +38,20 @@ class OneLaw final : public Model {
   AttentionShape shape_{1, 1, 2, nullptr, nullptr};
 };
 
-void check_places(Acceptance rule, int vocab, int tau, long tokens) {
+void check_places(Acceptance rule, int vocab, int tau, long tokens, DrafterKind drafter = DrafterKind::model) {
   constexpr int kBatch = 4, kLength = 130;
   const auto backend = std::shared_ptr<Backend>(make_cpu_backend(1, ""));
   EngineOptions options;
   options.num_speculative_tokens = tau;
   options.acceptance = rule;
+  options.drafter = drafter;
   options.max_model_len = kLength;
   options.max_num_seqs = kBatch;
   options.kv_dtype = DType::fp32;
   options.kv_cache_tokens = kBatch * kLength;
   const Engine::ModelLimits limits = Engine::limits_of(options, kLength);
   Engine engine(backend, std::make_unique<OneLaw>(*backend, vocab, false, limits),
-                std::make_unique<OneLaw>(*backend, vocab, true, limits), options);
+                drafter == DrafterKind::ngram ? nullptr : std::make_unique<OneLaw>(*backend, vocab, true, limits), options);
   std::vector<std::vector<long>> counts(tau + 1, std::vector<long>(kIds, 0));
   RequestParams p;
   p.temperature = 1;
@@ -64,6 +65,7 @@ void check_places(Acceptance rule, int vocab, int tau, long tokens) {
         ++counts[place][output.tokens[place] / (vocab / kIds)];
       }
   }
+  CHECK(engine.stats().num_accepted_draft_tokens > tokens / 50, engine.stats().num_accepted_draft_tokens, " drafts accepted");
   for (int place = 0; place <= tau; ++place) {
     long reached = 0;
     for (long count : counts[place]) reached += count;
@@ -81,6 +83,13 @@ void check_places(Acceptance rule, int vocab, int tau, long tokens) {
 TEST(every_place_of_a_cycle_has_the_targets_law) {
   for (Acceptance rule : {Acceptance::coupled, Acceptance::rejection})
     for (int tau : {1, 2, 4, 8}) check_places(rule, kIds, tau, statistics_size(262144));
+}
+
+// Proposals from a text of nothing but noise: right now and then, and told from the draft's only by how they are judged.
+TEST(every_place_of_proposals_from_the_text) {
+  for (Acceptance rule : {Acceptance::coupled, Acceptance::rejection})
+    for (DrafterKind drafter : {DrafterKind::ngram, DrafterKind::chain})
+      for (int tau : {2, 4}) check_places(rule, kIds, tau, statistics_size(262144), drafter);
 }
 
 TEST(every_place_in_a_padded_vocabulary) {

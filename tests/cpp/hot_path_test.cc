@@ -94,6 +94,51 @@ TEST(an_engine_takes_no_backend_memory_after_construction) {
     }
 }
 
+// All of it is taken at construction, for the longest text.
+TEST(drafters_on_the_host_take_no_memory_at_all) {
+  const std::shared_ptr<Backend> backend = make_cpu_backend(1, "");
+  for (DrafterKind kind : {DrafterKind::ngram, DrafterKind::chain}) {
+    constexpr int kSlots = 2, kTau = 8, kLength = 30000;
+    const auto drafter = make_drafter(kind, *backend, {kSlots, kTau, kLength, 0.1});
+    std::vector<int32_t> text(kLength), run(kTau);
+    for (int i = 0; i < kLength; ++i) text[i] = int32_t((unsigned(i) * 2654435761u >> 20) % 60);
+    const Counted all;
+    int proposed = 0;
+    for (int round = 0; round < 3; ++round)
+      for (int slot = 0; slot < kSlots; ++slot) {
+        drafter->start(slot);
+        for (int length = 1; length <= kLength; length += length < 100 ? 1 : 977) {
+          const Proposal proposal = drafter->propose(slot, std::span(text).first(length), kTau, run.data());
+          drafter->learn(slot, proposal.source, proposal.length, 1, std::span(run).first(2));
+          proposed += proposal.length;
+        }
+      }
+    CHECK(proposed > 100, proposed);
+    CHECK(all.new_calls() == 0 && all.buffer_calls() == 0, all.new_calls(), " new, ", all.buffer_calls(), " buffers");
+  }
+}
+
+TEST(an_engine_with_a_drafter_on_the_host_takes_no_backend_memory) {
+  const std::shared_ptr<Backend> backend = make_cpu_backend(1, "");
+  const SmallPair pair(backend, DType::bf16, DType::bf16);
+  for (DrafterKind kind : {DrafterKind::ngram, DrafterKind::chain}) {
+    EngineOptions options = options_of(Acceptance::rejection);
+    options.drafter = kind;
+    Engine engine(backend, pair.target, kind == DrafterKind::chain ? pair.draft : nullptr, options);
+    const Counted all;
+    for (int length : {5, 200, 700, 63, 90}) {
+      RequestParams params;
+      params.max_tokens = 40;
+      params.temperature = 0.3;
+      params.logit_bias = {{1, 30.0}, {2, 30.0}};
+      engine.add(prompt_of(length), params);
+    }
+    while (!engine.idle()) engine.step();
+    CHECK(engine.stats().num_accepted_draft_tokens > 0);
+    CHECK(all.buffer_calls() == 0, all.buffer_calls(), " buffers");
+  }
+}
+
 TEST(pages_change_hands_without_backend_memory) {
   const std::shared_ptr<Backend> backend = make_cpu_backend(1, "");
   KvCache cache(*backend, {2, 2, 16, DType::bf16}, 12, 3, 256);

@@ -30,16 +30,18 @@ struct Case {
   int ids = 5, length = 4;  // the tokens that are judged together: the first ones
   int max_tokens = 4;
   std::function<void(int, int, int32_t, float*)> after_draft_row = nullptr;  // see TableModel
+  DrafterKind drafter = DrafterKind::model;
+  std::vector<int32_t> prompt = kPrompt;
 };
 
 // Expected counts of all ids^length texts, as numbers in base `ids`, first token highest.
 template <class LawOf>
 void enumerate(std::vector<int>& text, int length, double weight, const LawOf& law_of, std::vector<double>& expected) {
-  if (int(text.size()) == int(kPrompt.size()) + length) return expected.push_back(weight);
+  if (length == 0) return expected.push_back(weight);
   const std::vector<double> law = law_of(text);
   for (size_t token = 0; token < law.size(); ++token) {
     text.push_back(int(token));
-    enumerate(text, length, weight * law[token], law_of, expected);
+    enumerate(text, length - 1, weight * law[token], law_of, expected);
     text.pop_back();
   }
 }
@@ -64,7 +66,7 @@ std::vector<long> decode(const Case& c, TableEngine& engine, long n, uint64_t se
     p.seed = ((seed + 1000003 * statistics_seed()) << 32) + uint64_t(asked);
     p.num_speculative_tokens = c.tau >= 0 ? c.tau : int(asked % 4);
     if (counted) p.max_tokens = c.max_tokens;
-    const int64_t id = engine->add(kPrompt, p);
+    const int64_t id = engine->add(c.prompt, p);
     if (counted) texts[id];
     ++asked;
   };
@@ -92,11 +94,11 @@ std::vector<long> decode(const Case& c, TableEngine& engine, long n, uint64_t se
 }
 
 void check_case(const Case& c, long n, uint64_t seed) {
-  TableEngine engine(table_pair(c.ids, c.draft), c.acceptance, 3, c.batch);
-  engine.draft().after_row = c.after_draft_row;
+  TableEngine engine(table_pair(c.ids, c.draft), c.acceptance, 3, c.batch, 32, nullptr, c.drafter);
+  if (c.after_draft_row) engine.draft().after_row = c.after_draft_row;
   std::vector<double> expected;
-  std::vector<int> text(kPrompt.begin(), kPrompt.end());
-  enumerate(text, c.length, double(n), [&](const std::vector<int>& t) { return engine.target_law(c.params, t, int(kPrompt.size())); }, expected);
+  std::vector<int> text(c.prompt.begin(), c.prompt.end());
+  enumerate(text, c.length, double(n), [&](const std::vector<int>& t) { return engine.target_law(c.params, t, int(c.prompt.size())); }, expected);
   std::vector<long> counts = decode(c, engine, n, seed);
   long total = 0;
   for (long count : counts) total += count;
@@ -120,6 +122,25 @@ std::vector<Case> grid(Acceptance acceptance) {
     c.name = message(acceptance == Acceptance::coupled ? "coupled" : "rejection", ", draft ", draft_names[at[0]], ", tau ", c.tau, ", T ",
                      c.params.temperature, ", top-k ", c.params.top_k, ", top-p ", c.params.top_p, ", min-p ", c.params.min_p, ", penalties ",
                      at[6], ", bias ", at[7], ", batch ", c.batch);
+    cases.push_back(c);
+  }
+  return cases;
+}
+
+// Proposals from the text are point masses: judged and corrected as such, alone and where they take turns with a draft. A prompt that
+// repeats itself has a match at the first token already.
+std::vector<Case> text_grid(Acceptance acceptance) {
+  std::vector<Case> cases;
+  // Levels: drafter 2, draft 3, tau 2, temperature 2, cuts 2, penalties 2, batch 2.
+  for (const std::vector<int>& at : pairwise({2, 3, 2, 2, 2, 2, 2}, 11)) {
+    Case c{acceptance, kDraftKinds[at[1]], at[6] ? 7 : 1, at[2] ? 3 : -1, {}, ""};
+    c.drafter = at[0] ? DrafterKind::chain : DrafterKind::ngram;
+    c.prompt = {1, 3, 2, 0, 1, 3, 4, 2, 0, 1, 3};
+    c.params.temperature = at[3] ? 0.7 : 1.0;
+    if (at[4]) c.params.top_k = 3, c.params.min_p = 0.05;
+    if (at[5]) c.params.repetition_penalty = 1.3, c.params.frequency_penalty = 0.3, c.params.presence_penalty = 0.4;
+    c.name = message(acceptance == Acceptance::coupled ? "coupled" : "rejection", at[0] ? ", chain" : ", ngram", ", draft ", at[1], ", tau ", c.tau,
+                     ", T ", c.params.temperature, ", cuts ", at[4], ", penalties ", at[5], ", batch ", c.batch);
     cases.push_back(c);
   }
   return cases;
@@ -177,6 +198,9 @@ TEST(law_beside_broken_draft_rows) {
     check_case(c, texts_per_case(), 77);
   }
 }
+
+TEST(joint_law_from_the_text_coupled) { check_grid(text_grid(Acceptance::coupled)); }
+TEST(joint_law_from_the_text_rejection) { check_grid(text_grid(Acceptance::rejection)); }
 
 TEST(joint_law_coupled) { check_grid(grid(Acceptance::coupled)); }
 TEST(joint_law_rejection) { check_grid(grid(Acceptance::rejection)); }

@@ -10,8 +10,9 @@ using namespace paceline::test;
 
 namespace {
 
-EngineOptions options_of(int tau, int batch, int length, int tokens, DType kv) {
+EngineOptions options_of(int tau, int batch, int length, int tokens, DType kv, DrafterKind drafter = DrafterKind::model) {
   EngineOptions options;
+  options.drafter = drafter;
   options.num_speculative_tokens = tau;
   options.max_num_seqs = batch;
   options.max_model_len = length;
@@ -30,8 +31,10 @@ TEST(a_plan_is_what_the_engine_takes) {
   for (int threads : {1, 3})
     for (DType dtype : {DType::fp32, DType::bf16, DType::int8, DType::int4, DType::int4_g32})
       for (const EngineOptions& options : {options_of(0, 1, 300, 300, DType::fp32), options_of(3, 2, 320, 640, DType::bf16),
-                                           options_of(5, 4, 500, 900, DType::fp32), options_of(1, 1, 64, 65, DType::bf16)}) {
-        const bool has_draft = options.num_speculative_tokens > 0;
+                                           options_of(5, 4, 500, 900, DType::fp32), options_of(1, 1, 64, 65, DType::bf16),
+                                           options_of(4, 3, 500, 900, DType::bf16, DrafterKind::ngram),
+                                           options_of(2, 2, 300, 600, DType::fp32, DrafterKind::chain)}) {
+        const bool has_draft = options.num_speculative_tokens > 0 && options.drafter != DrafterKind::ngram;
         const DType draft_dtype = dtype == DType::bf16 ? DType::int4 : dtype;
         const std::shared_ptr<Backend> backend = make_cpu_backend(threads, "");
         const size_t own = backend->scratch_bytes();

@@ -30,9 +30,11 @@ inline long tokens_decoded = 0;
 // All jobs at once through one engine; results in the order of the jobs.
 inline std::vector<Text> decode(const std::shared_ptr<Weights>& target, const std::shared_ptr<Weights>& draft, int tau, int batch,
                          const std::vector<Job>& jobs, Acceptance acceptance = Acceptance::coupled, int prefill_chunk = 64,
-                         const std::function<void(EngineOptions&)>& adjust = nullptr, std::unique_ptr<Controller> controller = nullptr) {
+                         const std::function<void(EngineOptions&)>& adjust = nullptr, std::unique_ptr<Controller> controller = nullptr,
+                         DrafterKind drafter = DrafterKind::model) {
   EngineOptions options;
-  options.num_speculative_tokens = draft ? tau : 0;
+  options.num_speculative_tokens = draft || drafter != DrafterKind::model ? tau : 0;
+  options.drafter = drafter;
   options.max_model_len = target->config().max_position_embeddings;
   options.max_num_seqs = batch;
   options.kv_dtype = target->dtype() == DType::fp32 ? DType::fp32 : DType::bf16;

@@ -59,12 +59,13 @@ inline TablePair table_pair(int ids, DraftKind kind) {
 class TableEngine {
  public:
   TableEngine(const TablePair& pair, Acceptance acceptance, int tau, int batch, int max_len = 32,
-              const std::function<void(EngineOptions&)>& adjust = nullptr)
+              const std::function<void(EngineOptions&)>& adjust = nullptr, DrafterKind drafter = DrafterKind::model)
       : pair_(pair), batch_(batch), backend_(make_cpu_backend(1, "")), engine_([&] {
           EngineOptions options;
           options.cycles_in_flight = test::cycles_in_flight();
           options.num_speculative_tokens = tau;
           options.acceptance = acceptance;
+          options.drafter = drafter;
           options.max_model_len = max_len;
           options.max_num_seqs = batch;
           options.kv_dtype = DType::fp32;
@@ -74,7 +75,7 @@ class TableEngine {
           if (adjust) adjust(options);
           const Engine::ModelLimits limits = Engine::limits_of(options, max_len);
           auto target = std::make_unique<TableModel>(*backend_, pair.target, limits);
-          auto draft = std::make_unique<TableModel>(*backend_, pair.draft, limits);
+          auto draft = drafter == DrafterKind::ngram ? nullptr : std::make_unique<TableModel>(*backend_, pair.draft, limits);
           target_ = target.get();
           draft_ = draft.get();
           return std::make_unique<Engine>(backend_, std::move(target), std::move(draft), options);

@@ -5,6 +5,7 @@ import json
 
 import chart
 import decode
+import drafters
 import load
 import numpy as np
 import paceline
@@ -21,6 +22,8 @@ import pytest
     (decode, ["demo", "--tau", "65"], "argument --tau: must be an int in [0, 64], got 65"),
     (decode, ["demo", "--tokens", "1"], "argument --tokens: must be an int in [2, 100000], got 1"),
     (decode, ["demo", "--tokens", "500"], "the prompt and --tokens need 533 positions, the target has 512"),
+    (drafters, ["demo", "--tau", "0"], "argument --tau: must be an int in [1, 64], got 0"),
+    (drafters, ["tiny"], "argument pair: must be one of demo or a directory with target and draft, got tiny"),
     (decode, ["demo", "--threads", "0"], "argument --threads: must be an int in [1, 1024], got 0"),
     (decode, ["tiny", "--alpha", "1.5"], "argument --alpha: must be a number in [0, 1], got 1.5"),
     (decode, ["tiny", "--alpha", "nan"], "argument --alpha: must be a number in [0, 1], got nan"),

@@ -82,7 +82,8 @@ class Twins {
  public:
   explicit Twins(const Sizes& s)
       : sizes(s), stride(s.max_len + s.tau_max + 1), tokens("tokens", size_t(s.slots) * stride), length("length", s.slots),
-        running("running", s.slots), wanted_tau("wanted_tau", s.slots), drafting("drafting", s.slots),
+        running("running", s.slots), wanted_tau("wanted_tau", s.slots), offered("offered", s.slots),
+        offers("offers", size_t(s.slots) * s.tau_max), proposed("proposed", s.slots), drafting("drafting", s.slots),
         target_cached("target_cached", s.slots), draft_cached("draft_cached", s.slots), draft_fed("draft_fed", s.slots),
         first_row("first_row", s.slots), draft_row("draft_row", size_t(s.tau_max + 1) * s.slots), params("params", s.slots),
         draft_logits("draft_logits", size_t(s.tau_max + 1) * s.slots * s.draft_vocab),
@@ -95,6 +96,7 @@ class Twins {
         agreements("evidence.agreement", drafted.size()), catch_up_agreement("evidence.catch_up_agreement", s.slots),
         extra_probability("evidence.extra_probability", s.slots), scratch(scratch_bytes()) {
     cpu().prepare_sampling(s.slots, s.tau_max, Acceptance::coupled, s.vocab);
+    for (int slot = 0; slot < s.slots; ++slot) offered[slot] = 0;
   }
 
   static Backend& cpu() {
@@ -109,6 +111,7 @@ class Twins {
     s.draft_vocab_limit = std::min(sizes.draft_vocab, sizes.vocab_limit), s.draft_vocab_size = sizes.draft_vocab;
     s.draft_max_len = sizes.max_len, s.acceptance = sizes.acceptance;
     s.tokens = tokens.at(on_device), s.length = length.at(on_device), s.running = running.at(on_device);
+    s.offered = offered.at(on_device), s.offers = offers.at(on_device), s.proposed = proposed.at(on_device);
     s.wanted_tau = wanted_tau.at(on_device), s.drafting = drafting.at(on_device), s.target_cached = target_cached.at(on_device);
     s.draft_cached = draft_cached.at(on_device), s.draft_fed = draft_fed.at(on_device), s.first_row = first_row.at(on_device);
     s.draft_row = draft_row.at(on_device), s.params = params.at(on_device), s.draft_logits = draft_logits.at(on_device);
@@ -126,11 +129,11 @@ class Twins {
 
   // After the host has changed anything.
   void upload() {
-    tokens.upload(), length.upload(), running.upload(), wanted_tau.upload(), drafting.upload(), target_cached.upload();
+    tokens.upload(), length.upload(), running.upload(), wanted_tau.upload(), offered.upload(), offers.upload(), proposed.upload(), drafting.upload(), target_cached.upload();
     draft_cached.upload(), draft_fed.upload(), first_row.upload(), draft_row.upload(), params.upload();
   }
   void check_state(const std::string& where) const {
-    check_all(where, tokens, length, running, wanted_tau, drafting, target_cached, draft_cached, draft_fed, first_row, draft_row, params,
+    check_all(where, tokens, length, running, wanted_tau, offered, offers, proposed, drafting, target_cached, draft_cached, draft_fed, first_row, draft_row, params,
               draft_logits);
   }
   void check_results(const std::string& where) const {
@@ -205,7 +208,7 @@ class Twins {
   Sizes sizes;
   int stride;
   bool hashes_wanted = true;
-  Both<int32_t> tokens, length, running, wanted_tau, drafting, target_cached, draft_cached, draft_fed, first_row, draft_row;
+  Both<int32_t> tokens, length, running, wanted_tau, offered, offers, proposed, drafting, target_cached, draft_cached, draft_fed, first_row, draft_row;
   Both<SlotParams> params;
   Both<float> draft_logits, logits;
   TwinRows draft_pass, verify_pass;

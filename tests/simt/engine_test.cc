@@ -143,6 +143,26 @@ TEST(cublas_multiplies_nothing_but_fp32) {
   CHECK(simt::num_calls("cublasLtMatmul") == 0);
 }
 
+// Texts over three tokens, so that they repeat themselves; the host's proposals reach the device through shared memory.
+TEST(drafters_on_the_host_speculate_bit_for_bit) {
+  const SmallPair pair(DType::bf16);
+  for (auto [acceptance, temperature] : {std::pair(Acceptance::coupled, 0.5), {Acceptance::rejection, 0.0}}) {
+    std::vector<Job> jobs = jobs_of(4, temperature, 83, 17, 16);
+    for (Job& job : jobs) job.params.logit_bias = {{1, 40.0f}, {2, 40.0f}, {3, 40.0f}}, job.params.stop_token_ids.clear();
+    const std::vector<Text> plain = decode(pair.target, nullptr, 0, 1, jobs);
+    for (DrafterKind kind : {DrafterKind::ngram, DrafterKind::chain}) {
+      const std::string what = message("drafter ", int(kind), ", T ", temperature);
+      const auto draft = kind == DrafterKind::chain ? pair.draft : nullptr;
+      const std::vector<Text> texts = decode(pair.target, draft, 4, 3, jobs, acceptance, 64, nullptr, nullptr, kind);
+      check_equal(texts, plain, what);
+      if (draft) check_draft_kv(draft, jobs, texts, what);
+      int accepted = 0, drafted = 0;
+      for (const Text& text : texts) accepted += text.accepted, drafted += text.drafted;
+      CHECK(accepted > 5 && accepted < drafted, what, ": ", accepted, " of ", drafted);
+    }
+  }
+}
+
 TEST(every_order_of_threads_gives_the_same_text) {
   const SmallPair pair(DType::bf16);
   const std::vector<Job> jobs = jobs_of(2, 0.8, 83, 11, 8);

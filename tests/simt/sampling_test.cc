@@ -53,9 +53,19 @@ void set_slot(Twins& twins, Random& random, int slot) {
   twins.params[slot] = random_params(random, s, length);
 }
 
+// The host offers drafts to some of the slots, nonsense as often as not.
+void offer_drafts(Twins& twins, Random& random) {
+  const Sizes& s = twins.sizes;
+  for (int slot = 0; slot < s.slots && s.tau_max > 0; ++slot) {
+    twins.offered[slot] = random.one_in(3) ? 0 : 1 + random.below(s.tau_max);
+    for (int i = 0; i < twins.offered[slot]; ++i)
+      twins.offers[size_t(slot) * s.tau_max + i] = random.below(std::min(s.vocab_limit, random.one_in(3) ? s.vocab_limit : 6));
+  }
+}
+
 // What the cases met, so that a test that meets nothing cannot pass.
 struct Tally {
-  int accepted = 0, rejected = 0, bonus = 0, agreed = 0, denied = 0, shared = 0, caught_up = 0, finish[4] = {}, fault[3] = {}, cut_drafts = 0, unreached_faults = 0;
+  int accepted = 0, accepted_offers = 0, rejected = 0, rejected_offers = 0, bonus = 0, agreed = 0, denied = 0, shared = 0, caught_up = 0, finish[4] = {}, fault[3] = {}, cut_drafts = 0, unreached_faults = 0;
 
   static bool is_bad(const float* row, int n) {
     return std::any_of(row, row + n, [](float l) { return !(l < INFINITY); });
@@ -65,6 +75,7 @@ struct Tally {
       if (wanted[slot] < 0) continue;
       const CycleResult& result = twins.results[slot];
       accepted += result.accepted;
+      if (twins.offered[slot]) accepted_offers += result.accepted, rejected_offers += result.emitted == result.accepted + 1 && result.accepted < result.tau;
       rejected += result.emitted == result.accepted + 1 && result.accepted < result.tau;
       bonus += result.emitted == result.tau + 1;
       cut_drafts += result.tau < wanted[slot];
@@ -82,13 +93,14 @@ struct Tally {
 };
 
 // Two cycles of one batch.
-void run_case(const std::string& order, unsigned seed, std::initializer_list<int> vocabs, Tally* tally) {
+void run_case(const std::string& order, unsigned seed, std::initializer_list<int> vocabs, Tally* tally, bool offers = false) {
   Random random(seed);
   const int vocab = random.of(vocabs), limit = random.one_in(2) ? vocab : std::max(1, vocab - 1 - random.below(vocab / 3 + 1));
   const int tau = random.below(6), most_slots = vocab > 4000 ? 2 : 4;
   Twins twins({1 + random.below(most_slots), tau, vocab, limit, random.one_in(3) ? std::max(1, vocab / 2) : vocab, 48,
                random.one_in(2) ? Acceptance::rejection : Acceptance::coupled});
   for (int slot = 0; slot < twins.sizes.slots; ++slot) set_slot(twins, random, slot);
+  if (offers) offer_drafts(twins, random);
   twins.hashes_wanted = random.one_in(2);
   twins.upload();
   const int kind = random.below(6), one_bad_in = random.one_in(3) ? 6 : 0;
@@ -97,7 +109,7 @@ void run_case(const std::string& order, unsigned seed, std::initializer_list<int
     std::vector<int> wanted(twins.sizes.slots, -1);
     for (int slot = 0; slot < twins.sizes.slots; ++slot)
       if (twins.running[slot])
-        wanted[slot] = clamped_tau(twins.wanted_tau[slot], twins.length[slot], twins.params[slot].end_length, twins.draft_cached[slot], 48);
+        wanted[slot] = planned_tau(twins.wanted_tau[slot], twins.offered[slot], twins.length[slot], twins.params[slot].end_length, twins.draft_cached[slot], 48);
     twins.cycle(message(order, ", case ", seed, ", vocabulary ", vocab, ", cycle ", cycle), RandomModel(seed, kind, apart, one_bad_in),
                 RandomModel(seed, kind, 0, one_bad_in));
     tally->add(twins, wanted);
@@ -131,6 +143,15 @@ TEST(cycles_over_small_vocabularies_equal_the_cpu_engine) {
         met.rejected, " ", met.bonus, " ", met.cut_drafts, " ", met.unreached_faults);
   CHECK(met.agreed > 100 && met.denied > 50 && met.shared > 20 && met.caught_up > 50, met.agreed, " ", met.denied, " ", met.shared, " ",
         met.caught_up);
+}
+
+TEST(cycles_with_drafts_from_the_host_equal_the_cpu_engine) {
+  unsigned seed = 300001;
+  Tally met;
+  for_each_order([&](const std::string& order) {
+    for (int i = 0; i < case_count(30); ++i) run_case(order, seed++, {2, 3, 7, 64, 2049}, &met, true);
+  });
+  CHECK(met.accepted_offers > 20 && met.rejected_offers > 20 && met.caught_up > 5, met.accepted_offers, " ", met.rejected_offers, " ", met.caught_up);
 }
 
 TEST(cycles_over_several_chunks_equal_the_cpu_engine) {

@@ -10,6 +10,14 @@
 namespace paceline::cpu {
 namespace {
 
+// All that a proposal from nowhere gives probability to: the row of a draft that is certain of it.
+ProcessedRow point_mass(int token, int vocab_limit) { return {nullptr, vocab_limit, 0.0f, 0.0f, token, kRowSound, 0.0}; }
+
+int planned_tau(const CycleState& state, int slot, int start) {
+  return paceline::planned_tau(state.wanted_tau[slot], state.proposed[slot], start, state.params[slot].end_length, state.draft_cached[slot],
+                               state.draft_max_len);
+}
+
 void append(const Rows& rows, int slot, int position, int token) {
   const int row = (*rows.live)++;
   rows.slot[row] = slot;
@@ -40,7 +48,8 @@ Choice judge(const SamplingKernels& kernels, const CycleState& state, int slot, 
     const int32_t token = kernels.choose(target, own);
     return {token, drafted && token == draft};
   }
-  const ProcessedRow proposed = kernels.process(draft_task(state, slot, i, start), draft_scratch);
+  const ProcessedRow proposed = state.proposed[slot] > 0 ? point_mass(draft, state.vocab_limit)
+                                                         : kernels.process(draft_task(state, slot, i, start), draft_scratch);
   if (proposed.fault) return {kernels.choose(target, own), false};  // fail closed: a token is drawn from the target alone
   const uint64_t target_mass = kernels.mass(target), draft_mass = kernels.mass(proposed);
   const double u = state.uniforms ? state.uniforms[size_t(slot) * state.tau_max + i]
@@ -53,18 +62,19 @@ Choice judge(const SamplingKernels& kernels, const CycleState& state, int slot, 
 
 void CpuBackend::begin_cycle(const CycleState& state) {
   for (int slot = 0; slot < state.num_slots; ++slot) {
-    const int tau = clamped_tau(state.wanted_tau[slot], state.length[slot], state.params[slot].end_length, state.draft_cached[slot],
-                                state.draft_max_len);
-    state.drafting[slot] = state.running[slot] ? tau : 0;
+    state.proposed[slot] = state.running[slot] ? state.offered[slot] : 0;
+    state.drafting[slot] = state.running[slot] ? planned_tau(state, slot, state.length[slot]) : 0;
     state.draft_fed[slot] = state.draft_cached[slot];
     state.draft_fault[slot] = 0;
+    int32_t* drafts = state.tokens + size_t(slot) * state.tokens_stride + state.length[slot];
+    for (int i = 0; i < smaller(state.proposed[slot], state.drafting[slot]); ++i) drafts[i] = state.offers[slot * state.tau_max + i];
   }
 }
 
 void CpuBackend::plan_draft(const CycleState& state, int step, const Rows& rows) {
   *rows.live = 0;
   for (int slot = 0; slot < state.num_slots; ++slot) {
-    if (state.drafting[slot] <= step) continue;
+    if (state.drafting[slot] <= step || state.proposed[slot] > 0) continue;
     const int last = state.length[slot] - 1 + step;
     if (step == 0) state.draft_row_of(kCatchUp, slot) = state.draft_fed[slot] < last ? *rows.live : -1;
     const int32_t* tokens = state.tokens + size_t(slot) * state.tokens_stride;
@@ -80,7 +90,7 @@ void CpuBackend::sample_draft(const CycleState& state, int step) {
   if (state.may_stop_early) stop_early(state, step);
   pool_->run([&](int thread, int num_threads) {
     for (int slot = thread; slot < state.num_slots; slot += num_threads) {
-      if (state.drafting[slot] <= step) continue;
+      if (state.drafting[slot] <= step || state.proposed[slot] > 0) continue;
       const int start = state.length[slot];
       const ProcessedRow row = sampling_->process(draft_task(state, slot, step, start), scratch(thread));
       if (row.fault) {  // no proposal: verify what there is
@@ -99,7 +109,7 @@ void CpuBackend::stop_early(const CycleState& state, int step) {
   const int budget = *state.verify_budget;
   pool_->run([&](int thread, int num_threads) {
     for (int slot = thread; slot < state.num_slots; slot += num_threads) {
-      if (state.drafting[slot] <= step || !(budget || state.stop_below[slot] > 0)) continue;
+      if (state.drafting[slot] <= step || state.proposed[slot] > 0 || !(budget || state.stop_below[slot] > 0)) continue;
       const ProcessedRow row = sampling_->process(draft_task(state, slot, step, state.length[slot]), scratch(thread));
       if (row.fault) continue;
       const double confidence = sampling_->confidence(row);

@@ -30,7 +30,7 @@ void CpuBackend::record_catch_up(const CycleState& state, const CycleEvidence& e
       evidence.catch_up_agreement[slot] = kUnknown;
       const int position = state.length[slot] - 1;
       const SlotParams& params = state.params[slot];
-      if (state.drafting[slot] == 0 || state.draft_row_of(kCatchUp, slot) < 0 || position < params.prompt_length) continue;
+      if (state.drafting[slot] == 0 || state.proposed[slot] > 0 || state.draft_row_of(kCatchUp, slot) < 0 || position < params.prompt_length) continue;
       const int32_t token = state.tokens[size_t(slot) * state.tokens_stride + position];
       const ProcessedRow row = sampling_->process(draft_task(state, slot, kCatchUp, position + 1), scratch(thread));
       evidence.catch_up_agreement[slot] =
@@ -76,10 +76,11 @@ void CpuBackend::record_row(const CycleState& state, int slot, int i, const int3
   evidence.drafted[at] = draft;
   evidence.draft_logprob[at] = evidence.target_logprob[at] = evidence.agreement[at] = kUnknown;
   if (!drafted) return;
-  evidence.draft_logprob[at] = logprob(*sampling_, draft_row(state, slot, i), state.draft_vocab_size, draft);
+  const bool by_draft = state.proposed[slot] == 0;  // else there is no row
+  if (by_draft) evidence.draft_logprob[at] = logprob(*sampling_, draft_row(state, slot, i), state.draft_vocab_size, draft);
   if (i >= result.emitted) return;
   evidence.target_logprob[at] = logprob(*sampling_, row, vocab_size, draft);
-  if (!weighed) {
+  if (!weighed || !by_draft) {
     evidence.agreement[at] = float(emitted == draft);
     return;
   }

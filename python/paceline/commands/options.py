@@ -4,12 +4,12 @@ import argparse
 import sys
 from typing import Any, get_args
 
-from paceline.arguments import DEFAULT_TAU, AcceptanceRule, Dtype, KvDtype, Policy
+from paceline.arguments import DEFAULT_NGRAM_TAU, DEFAULT_TAU, NGRAM, AcceptanceRule, Drafter, Dtype, KvDtype, Policy
 from paceline.bundled import demo_pair
 from paceline.devices import Device
 from paceline.sampling_params import MAX_TAU
 
-ENGINE_OPTIONS = ("target", "draft", "tokenizer", "device", "dtype", "draft_dtype", "kv_dtype", "acceptance", "max_model_len",
+ENGINE_OPTIONS = ("target", "draft", "drafter", "tokenizer", "device", "dtype", "draft_dtype", "kv_dtype", "acceptance", "max_model_len",
                   "kv_cache_tokens", "num_threads", "weights_cache", "num_speculative_tokens", "policy", "verify_budget",
                   "latency_target", "min_draft_confidence")
 
@@ -19,7 +19,8 @@ def add_models(parser: argparse.ArgumentParser, *, several_drafts: bool = False)
     models = parser.add_argument_group("models", "by default the bundled pair")
     models.add_argument("--target", metavar="DIR", help="checkpoint whose text is written")
     models.add_argument("--draft", metavar="DIR", nargs="+" if several_drafts else None,
-                        help="checkpoints that propose" if several_drafts else "checkpoint that proposes; without it decoding is plain")
+                        help="checkpoints that propose" if several_drafts else "checkpoint that proposes, or ngram: the text itself; without it decoding is plain")
+    models.add_argument("--drafter", choices=get_args(Drafter), help="chain: the text itself too, beside a draft's checkpoint (default: auto)")
     models.add_argument("--tokenizer", metavar="PATH", help="directory or tokenizer.json (default: the target's)")
     for name, choices, what in (
             ("dtype", ("auto", *get_args(Dtype)), "of the target's weights (default: auto, fp32 for fp32 checkpoints, bf16 for all others)"),
@@ -36,7 +37,8 @@ def add_models(parser: argparse.ArgumentParser, *, several_drafts: bool = False)
                        ("num-threads", "computing threads (default: one per core)")):
         models.add_argument(f"--{name}", type=int, metavar="N", help=what)
     models.add_argument("--num-speculative-tokens", type=int, metavar="TAU",
-                        help=f"draft tokens per cycle, 0 to {MAX_TAU}; 0 is plain decoding (default: {DEFAULT_TAU} with a draft)")
+                        help=f"draft tokens per cycle, 0 to {MAX_TAU}; 0 is plain decoding (default: {DEFAULT_TAU} with a draft, "
+                             f"{DEFAULT_NGRAM_TAU} with ngram)")
     models.add_argument("--verify-budget", type=int, metavar="ROWS", help="rows of a verification pass at most, with --policy budget")
     models.add_argument("--latency-target", type=float, metavar="SECONDS", help="between two chunks at most, 99 of 100, with --policy latency")
     models.add_argument("--min-draft-confidence", type=float, metavar="P", help="drafts end where the draft is less sure (default: 0)")
@@ -46,9 +48,10 @@ def engine_arguments(given: dict[str, Any]) -> dict[str, Any]:
     """Of the engine, the bundled pair where no target is named."""
     engine_options = {name: given[name] for name in ENGINE_OPTIONS if name in given}
     if "target" not in given:
-        if "draft" in given:
+        if given.get("draft", NGRAM) != NGRAM:
             raise ValueError("--draft needs --target: the bundled pair is used as a pair")
-        engine_options["target"], engine_options["draft"] = demo_pair()
+        engine_options["target"], bundled_draft = demo_pair()
+        engine_options.setdefault("draft", bundled_draft)
     return engine_options
 
 

@@ -162,7 +162,7 @@ __device__ __forceinline__ ChoosingRow row_at(const ChoosingRows& rows, int inde
 // False: there is no such row.
 __device__ __forceinline__ bool find_row(const ChoosingRows& rows, int index, ChoosingRow* row) {
   const int slot = index / rows.width, drafting = rows.state.drafting[slot];
-  if (rows.verifies ? !rows.state.running[slot] || index % rows.width > drafting : drafting <= rows.step) return false;
+  if (rows.verifies ? !rows.state.running[slot] || index % rows.width > drafting : drafting <= rows.step || rows.state.proposed[slot] > 0) return false;
   if (rows.step == kCatchUp && (drafting == 0 || rows.state.draft_row_of(kCatchUp, slot) < 0)) return false;
   *row = row_at(rows, index);
   return true;

@@ -1,6 +1,6 @@
 // The plan of a cycle: which rows the next pass has.
 //
-//   begin_cycle   drafting[s] = clamped_tau(...) where the slot runs, else 0
+//   begin_cycle   drafting[s] = planned_tau(...) where the slot runs, else 0; what the host offers goes behind the committed tokens
 //   plan_draft    rows (slot, position, token) the draft lacks up to its next token, in slot order
 //   plan_verify   rows of the last committed token and of all drafts, in slot order
 //   timestamp     when the device gets here
@@ -50,10 +50,14 @@ __device__ void put(const Rows& rows, int row, int slot, int position, int token
 __global__ void begin_cycle_kernel(CycleState state) {
   take_turn();
   for (int slot = int(threadIdx.x); slot < state.num_slots; slot += kThreads) {
-    const int tau = clamped_tau(state.wanted_tau[slot], state.length[slot], state.params[slot].end_length, state.draft_cached[slot],
-                                state.draft_max_len);
-    state.drafting[slot] = state.running[slot] ? tau : 0;
+    const bool runs = state.running[slot];
+    const int length = state.length[slot], offered = runs ? state.offered[slot] : 0;
+    const int tau = planned_tau(state.wanted_tau[slot], offered, length, state.params[slot].end_length, state.draft_cached[slot], state.draft_max_len);
+    state.proposed[slot] = offered;
+    state.drafting[slot] = runs ? tau : 0;
     state.draft_fed[slot] = state.draft_cached[slot];
+    int32_t* drafts = state.tokens + size_t(slot) * state.tokens_stride + length;
+    for (int i = 0; i < smaller(offered, tau); ++i) drafts[i] = state.offers[slot * state.tau_max + i];
   }
 }
 
@@ -63,7 +67,7 @@ __global__ void plan_draft_kernel(CycleState state, int step, Rows rows) {
   int live = 0;
   for (int tile = 0; tile < state.num_slots; tile += kThreads) {
     const int slot = tile + int(threadIdx.x);
-    const bool drafts = slot < state.num_slots && state.drafting[slot] > step;
+    const bool drafts = slot < state.num_slots && state.drafting[slot] > step && state.proposed[slot] == 0;
     const int fed = drafts ? state.draft_fed[slot] : 0, end = drafts ? state.length[slot] + step : 0;
     const Numbered rank = number(larger(end - fed, 0), room);
     if (drafts) {

@@ -77,6 +77,7 @@ __global__ void weigh_kernel(ChoosingRows targets, Scratch scratch) {
   if (!find_row(targets, index, &row) || row.place >= targets.state.drafting[row.slot] || targets.known[index].fault) return;
   auto* room = shared_memory<uint64_t>();
   weigh(processed(targets, index, row), room, &targets.known[index].mass);
+  if (targets.state.proposed[row.slot] > 0) return;  // a point mass
   const ChoosingRows drafts = draft_rows(targets.state, scratch, row.place);
   weigh(processed(drafts, row.slot, row_at(drafts, row.slot)), room, &drafts.known[row.slot].mass);
 }

@@ -149,8 +149,9 @@ __device__ __forceinline__ WeighedRow weighed(const ChoosingRows& rows, int inde
   return {processed(rows, index, row), is_greedy(row.params->temperature) ? 1 : rows.known[index].mass};
 }
 
-// The draft row that proposed what the target row judges.
+// The draft row that proposed what the target row judges; of a proposal of the host's, one that is certain of it.
 __device__ __forceinline__ WeighedRow proposal(const ChoosingRows& targets, const Scratch& scratch, const ChoosingRow& target) {
+  if (targets.state.proposed[target.slot] > 0) return {{nullptr, targets.vocab_limit, 0.0f, 0.0f, target.history[target.position], kRowSound, 0.0}, 1};
   const ChoosingRows drafts = draft_rows(targets.state, scratch, target.place);
   return weighed(drafts, target.slot, row_at(drafts, target.slot));
 }

@@ -31,7 +31,7 @@ __device__ bool find_raw_row(const ChoosingRows& targets, const Scratch& scratch
   const int slot = index / (2 * state.tau_max), i = index % state.tau_max;
   const bool of_draft = index % (2 * state.tau_max) < state.tau_max;
   const Walk& walk = scratch.walks[slot];
-  if (i >= walk.result.tau || (!of_draft && i >= walk.emitted)) return false;
+  if (i >= walk.result.tau || (of_draft ? state.proposed[slot] > 0 : i >= walk.emitted)) return false;
   if (of_draft) {
     const size_t in_passes = size_t(state.draft_logits_row(i) + state.draft_row_of(i, slot));
     *row = {state.draft_logits + in_passes * state.draft_vocab_size, state.draft_vocab_size};
@@ -129,7 +129,8 @@ __global__ void tell_kernel(ChoosingRows targets, Scratch scratch, Rows rows, Cy
     const float draft_logprob = told_logprob(targets, scratch, chunks, raw, draft);
     const float target_logprob = told_logprob(targets, scratch, chunks, raw + state.tau_max, draft);
     float agreed = unknown();
-    if (draft >= 0 && emitted) agreed = rejects ? agreement(given_to(draft_rows(state, scratch, i), slot, position, token), target) : float(token == draft);
+    if (draft >= 0 && emitted)
+      agreed = rejects && state.proposed[slot] == 0 ? agreement(given_to(draft_rows(state, scratch, i), slot, position, token), target) : float(token == draft);
     if (!tells) continue;
     evidence.drafted[at] = draft;
     evidence.draft_logprob[at] = draft_logprob;

@@ -1,0 +1,36 @@
+#include "decode/ngram_drafter.h"
+
+#include <algorithm>
+
+namespace paceline {
+namespace {
+
+constexpr int kShortestMatch = 2;      // one token alone says next to nothing of the next
+constexpr int kReadAtATime = 16384;    // tokens of a long prompt between two cycles: some milliseconds
+
+}  // namespace
+
+NgramDrafter::NgramDrafter(Backend& backend, const Limits& limits)
+    : memory_(backend.allocate_shared(limits.num_slots * SuffixAutomaton::bytes(limits.max_len))) {
+  for (int slot = 0; slot < limits.num_slots; ++slot) {
+    char* memory = memory_.as<char>();
+    texts_.emplace_back(memory ? memory + slot * SuffixAutomaton::bytes(limits.max_len) : nullptr, limits.max_len);
+  }
+}
+
+// As many as the match is long: a run that comes true makes the next match longer by itself, and one after a match of two tokens, which is
+// often chance, costs two rows. Where it reaches the end of the text it goes on with its own beginning, as if the text had.
+Proposal NgramDrafter::propose(int slot, std::span<const int32_t> text, int most, int32_t* run) {
+  match_length_ = 0;
+  if (most <= 0) return {DraftSource::ngram, 0};
+  SuffixAutomaton& seen = texts_[slot];
+  for (int left = kReadAtATime; left > 0 && seen.size() < int(text.size()); --left) seen.append(text[seen.size()]);
+  const SuffixAutomaton::Match match = seen.match();
+  match_length_ = seen.size() == int(text.size()) ? match.length : 0;
+  if (match_length_ < kShortestMatch) return {DraftSource::ngram, 0};
+  const int length = std::min(most, match_length_), period = int(text.size()) - match.end;
+  for (int i = 0; i < length; ++i) run[i] = text[match.end + i % period];
+  return {DraftSource::ngram, length};
+}
+
+}  // namespace paceline

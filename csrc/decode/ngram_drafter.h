@@ -1,0 +1,29 @@
+// Drafts from the text itself: what followed the longest suffix that has occurred before (prompt lookup decoding, without a length to choose).
+#pragma once
+
+#include <vector>
+
+#include "decode/drafter.h"
+#include "decode/suffix_automaton.h"
+
+namespace paceline {
+
+class NgramDrafter final : public Drafter {
+ public:
+  NgramDrafter(Backend& backend, const Limits& limits);
+
+  bool on_host() const override { return true; }
+  void start(int slot) override { texts_[slot].clear(); }
+  Proposal propose(int slot, std::span<const int32_t> text, int most, int32_t* run) override;
+  size_t bytes() const override { return memory_.bytes(); }
+
+  // Of the text as last shown; 0 while the drafter has not read all of it.
+  int match_length() const { return match_length_; }
+
+ private:
+  Buffer memory_;
+  std::vector<SuffixAutomaton> texts_;  // [slots]
+  int match_length_ = 0;
+};
+
+}  // namespace paceline
