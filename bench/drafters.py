@@ -19,7 +19,7 @@ import time
 
 import paceline
 from paceline.bundled import demo_pair
-from paceline.demo import PROMPTS
+from paceline.commands.demo import PROMPTS
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 

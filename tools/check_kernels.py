@@ -27,7 +27,7 @@ SHOWN = "sm_90a"  # whose instructions are looked at
 FLAGS = ["-std=c++20", "-O3", "--fmad=false", "-ftz=true", "--expt-relaxed-constexpr", "--Werror=all-warnings", "-Xcompiler=-Wall,-Wextra",
          "-Xptxas=-v", *(f"-gencode=arch=compute_{each},code=sm_{each}" for each in ARCHITECTURES), "-gencode=arch=compute_120,code=compute_120"]
 
-FAMILIES = ["accept", "attention", "cycle", "epilogues", "processors", "report", "rows", "sampling", "skinny_gemm", "trace"]
+FAMILIES = ["accept", "attention", "cycle", "early_stop", "epilogues", "processors", "report", "rows", "sampling", "skinny_gemm", "trace"]
 """A file each: one that is gone, or has no kernels any more, is a fault and not less to check."""
 
 INSTRUCTIONS = {"skinny_gemm": ["HMMA", "LDGSTS.E"], "attention": ["HMMA", "LDSM", "LDG.E.128"]}

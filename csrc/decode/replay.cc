@@ -47,8 +47,8 @@ class Slots {
     state_.draft_max_len = state_.tokens_stride;
     state_.acceptance = rule;
     state_.tokens = make<int32_t>(slots * state_.tokens_stride);
-    for (int32_t** each : {&state_.length, &state_.running, &state_.wanted_tau, &state_.drafting, &state_.target_cached, &state_.draft_cached,
-                           &state_.draft_fed, &state_.first_row})
+    for (int32_t** each : {&state_.length, &state_.running, &state_.wanted_tau, &state_.offered, &state_.proposed, &state_.drafting,
+                           &state_.target_cached, &state_.draft_cached, &state_.draft_fed, &state_.first_row, &state_.draft_fault})
       *each = make<int32_t>(slots);
     state_.draft_row = make<int32_t>(slots * width_);
     state_.params = make<SlotParams>(slots);

@@ -32,7 +32,7 @@ Scheduler::Scheduler(Backend& backend, Model& target, Model* draft, const Engine
       verify_rows_(backend, options.max_num_seqs * (options.num_speculative_tokens + 1)),
       slot_taken_(options.max_num_seqs, false),
       controller_(make_controller({options.policy, cycle_.limits().tau_max, options.max_num_seqs, options.latency_target})),
-      trace_(options.trace_cycles, cycle_.limits().tau_max) {
+      trace_(backend, options.trace_cycles, cycle_.limits().tau_max) {
   require(draft || options.drafter != DrafterKind::chain, "[Engine] drafter must be model or ngram without a draft, got chain");
   require(!draft || options.drafter != DrafterKind::ngram, "[Engine] drafter must be model or chain with a draft, got ngram");
   require(!drafter_->on_host() || options.policy == Policy::fixed, "[Engine] policy must be fixed where the host drafts, got another");

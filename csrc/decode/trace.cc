@@ -9,7 +9,7 @@ constexpr float kUnknown = std::numeric_limits<float>::quiet_NaN();
 
 // Its place in the ring; what is missing up to tau_max is filled.
 template <class T>
-std::span<const T> keep(std::span<const T> values, std::vector<T>& ring, size_t at, int tau_max, T none) {
+std::span<const T> keep(std::span<const T> values, std::span<T> ring, size_t at, int tau_max, T none) {
   T* place = ring.data() + at * tau_max;
   std::fill(std::copy(values.begin(), values.end(), place), place + tau_max, none);
   return {place, values.size()};
@@ -17,9 +17,14 @@ std::span<const T> keep(std::span<const T> values, std::vector<T>& ring, size_t 
 
 }  // namespace
 
-Trace::Trace(int capacity, int tau_max) : tau_max_(tau_max), records_(capacity) {
+Trace::Trace(Backend& backend, int capacity, int tau_max) : tau_max_(tau_max) {
+  if (capacity == 0) return;
   const size_t drafts = size_t(capacity) * tau_max;
-  drafted_.resize(drafts), draft_logprob_.resize(drafts), target_logprob_.resize(drafts), agreement_.resize(drafts);
+  memory_ = backend.allocate_shared(capacity * sizeof(CycleRecord) + drafts * (sizeof(int32_t) + 3 * sizeof(float)));
+  records_ = {memory_.as<CycleRecord>(), size_t(capacity)};
+  float* values = reinterpret_cast<float*>(records_.data() + capacity);
+  draft_logprob_ = {values, drafts}, target_logprob_ = {values + drafts, drafts}, agreement_ = {values + 2 * drafts, drafts};
+  drafted_ = {reinterpret_cast<int32_t*>(values + 3 * drafts), drafts};
 }
 
 void Trace::add(const CycleRecord& record) {
@@ -52,10 +57,6 @@ TraceColumns Trace::columns() const {
     c.agreement.insert(c.agreement.end(), agreement_.begin() + drafts, agreement_.begin() + drafts + tau_max_);
   }
   return c;
-}
-
-size_t Trace::bytes() const {
-  return records_.size() * (sizeof(CycleRecord) + tau_max_ * (sizeof(int32_t) + 3 * sizeof(float)));
 }
 
 }  // namespace paceline

@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include "backend/backend.h"
 #include "decode/drafter.h"
 #include "decode/tau_reason.h"
 
@@ -48,17 +49,18 @@ struct TraceColumns {
 class Trace {
  public:
   // Of the newest `capacity` records of up to tau_max drafts; 0 = none are kept.
-  Trace(int capacity, int tau_max);
+  Trace(Backend& backend, int capacity, int tau_max);
   void add(const CycleRecord& record);
   TraceColumns columns() const;
   bool on() const { return !records_.empty(); }
-  size_t bytes() const;
+  size_t bytes() const { return memory_.bytes(); }
 
  private:
   int tau_max_;
-  std::vector<CycleRecord> records_;  // their spans lie in the rings below
-  std::vector<int32_t> drafted_;
-  std::vector<float> draft_logprob_, target_logprob_, agreement_;
+  Buffer memory_;
+  std::span<CycleRecord> records_;  // their spans lie in the rings below
+  std::span<int32_t> drafted_;
+  std::span<float> draft_logprob_, target_logprob_, agreement_;
   int64_t added_ = 0;
 };
 

@@ -85,13 +85,6 @@ void check_writes(const ScriptedModel& model, int end_length, const std::string&
     CHECK(row.position < end_length - 1, where, ": KV write at position ", row.position, " of a sequence of at most ", end_length);
 }
 
-Job job_of(int script, int prompt_length, int max_tokens) {
-  Job job{script, prompt_length, {}};
-  job.params.max_tokens = max_tokens;
-  job.params.logprobs = 0;
-  return job;
-}
-
 // `batch` ragged requests in a context with `room` tokens left for the first; max_tokens = room + `allowed_more`, or none.
 // Returns how many requests were decoded.
 int check_room(int tau, int accepted, int prompt_length, int room, int batch, bool limited, int allowed_more,

@@ -6,7 +6,8 @@ import os
 
 import paceline
 import pytest
-from paceline import Engine, SamplingParams, called, demo_pair, doctor, other_names
+from paceline import Engine, SamplingParams, called, demo_pair, other_names
+from paceline.commands import doctor
 from paceline.arguments import THREADS_PER_CORE
 from test_engine_api import overflowing
 

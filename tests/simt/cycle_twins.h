@@ -85,7 +85,8 @@ class Twins {
         running("running", s.slots), wanted_tau("wanted_tau", s.slots), offered("offered", s.slots),
         offers("offers", size_t(s.slots) * s.tau_max), proposed("proposed", s.slots), drafting("drafting", s.slots),
         target_cached("target_cached", s.slots), draft_cached("draft_cached", s.slots), draft_fed("draft_fed", s.slots),
-        first_row("first_row", s.slots), draft_row("draft_row", size_t(s.tau_max + 1) * s.slots), params("params", s.slots),
+        first_row("first_row", s.slots), draft_row("draft_row", size_t(s.tau_max + 1) * s.slots), draft_fault("draft_fault", s.slots),
+        stop_below("stop_below", s.slots), verify_budget("verify_budget", 1), confidence("confidence", s.slots), params("params", s.slots),
         draft_logits("draft_logits", size_t(s.tau_max + 1) * s.slots * s.draft_vocab),
         logits("logits", size_t(s.tau_max + 1) * s.slots * s.vocab), draft_pass(2 * s.slots), verify_pass(s.slots * (s.tau_max + 1)),
         results("results", s.slots), emitted("results.tokens", size_t(s.slots) * (s.tau_max + 1)),
@@ -96,7 +97,8 @@ class Twins {
         agreements("evidence.agreement", drafted.size()), catch_up_agreement("evidence.catch_up_agreement", s.slots),
         extra_probability("evidence.extra_probability", s.slots), scratch(scratch_bytes()) {
     cpu().prepare_sampling(s.slots, s.tau_max, Acceptance::coupled, s.vocab);
-    for (int slot = 0; slot < s.slots; ++slot) offered[slot] = 0;
+    for (int slot = 0; slot < s.slots; ++slot) offered[slot] = 0, stop_below[slot] = 0;
+    verify_budget[0] = 0;
   }
 
   static Backend& cpu() {
@@ -114,7 +116,9 @@ class Twins {
     s.offered = offered.at(on_device), s.offers = offers.at(on_device), s.proposed = proposed.at(on_device);
     s.wanted_tau = wanted_tau.at(on_device), s.drafting = drafting.at(on_device), s.target_cached = target_cached.at(on_device);
     s.draft_cached = draft_cached.at(on_device), s.draft_fed = draft_fed.at(on_device), s.first_row = first_row.at(on_device);
-    s.draft_row = draft_row.at(on_device), s.params = params.at(on_device), s.draft_logits = draft_logits.at(on_device);
+    s.may_stop_early = may_stop_early, s.stop_below = stop_below.at(on_device), s.verify_budget = verify_budget.at(on_device);
+    s.confidence = confidence.at(on_device);
+    s.draft_row = draft_row.at(on_device), s.draft_fault = draft_fault.at(on_device), s.params = params.at(on_device), s.draft_logits = draft_logits.at(on_device);
     return s;
   }
   CycleResults outcome(bool on_device) {
@@ -130,10 +134,11 @@ class Twins {
   // After the host has changed anything.
   void upload() {
     tokens.upload(), length.upload(), running.upload(), wanted_tau.upload(), offered.upload(), offers.upload(), proposed.upload(), drafting.upload(), target_cached.upload();
-    draft_cached.upload(), draft_fed.upload(), first_row.upload(), draft_row.upload(), params.upload();
+    draft_cached.upload(), draft_fed.upload(), first_row.upload(), draft_row.upload(), draft_fault.upload(), params.upload();
+    stop_below.upload(), verify_budget.upload(), confidence.upload();
   }
   void check_state(const std::string& where) const {
-    check_all(where, tokens, length, running, wanted_tau, offered, offers, proposed, drafting, target_cached, draft_cached, draft_fed, first_row, draft_row, params,
+    check_all(where, tokens, length, running, wanted_tau, offered, offers, proposed, drafting, target_cached, draft_cached, draft_fed, first_row, draft_row, draft_fault, confidence, params,
               draft_logits);
   }
   void check_results(const std::string& where) const {
@@ -207,8 +212,11 @@ class Twins {
 
   Sizes sizes;
   int stride;
-  bool hashes_wanted = true;
-  Both<int32_t> tokens, length, running, wanted_tau, offered, offers, proposed, drafting, target_cached, draft_cached, draft_fed, first_row, draft_row;
+  bool hashes_wanted = true, may_stop_early = false;
+  Both<int32_t> tokens, length, running, wanted_tau, offered, offers, proposed, drafting, target_cached, draft_cached, draft_fed, first_row, draft_row, draft_fault;
+  Both<float> stop_below;
+  Both<int32_t> verify_budget;
+  Both<double> confidence;
   Both<SlotParams> params;
   Both<float> draft_logits, logits;
   TwinRows draft_pass, verify_pass;

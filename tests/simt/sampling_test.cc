@@ -63,9 +63,16 @@ void offer_drafts(Twins& twins, Random& random) {
   }
 }
 
+// Drafts of some slots end where the draft is not sure of itself, and the pass has a budget or none.
+void bound_drafts(Twins& twins, Random& random) {
+  twins.may_stop_early = true;
+  for (int slot = 0; slot < twins.sizes.slots; ++slot) twins.stop_below[slot] = random.of({0.0f, 0.1f, 0.4f, 0.9f});
+  twins.verify_budget[0] = random.of({0, 1, 3, 6, 9, 100});
+}
+
 // What the cases met, so that a test that meets nothing cannot pass.
 struct Tally {
-  int accepted = 0, accepted_offers = 0, rejected = 0, rejected_offers = 0, bonus = 0, agreed = 0, denied = 0, shared = 0, caught_up = 0, finish[4] = {}, fault[3] = {}, cut_drafts = 0, unreached_faults = 0;
+  int accepted = 0, accepted_offers = 0, rejected = 0, rejected_offers = 0, bonus = 0, agreed = 0, denied = 0, shared = 0, caught_up = 0, finish[4] = {}, fault[3] = {}, cut_drafts = 0, early_stops = 0, unreached_faults = 0;
 
   static bool is_bad(const float* row, int n) {
     return std::any_of(row, row + n, [](float l) { return !(l < INFINITY); });
@@ -79,6 +86,7 @@ struct Tally {
       rejected += result.emitted == result.accepted + 1 && result.accepted < result.tau;
       bonus += result.emitted == result.tau + 1;
       cut_drafts += result.tau < wanted[slot];
+      early_stops += result.tau < wanted[slot] && !result.draft_fault;
       for (int i = 0; i < result.tau; ++i) {
         const float agreement = twins.agreements[size_t(slot) * twins.sizes.tau_max + i];
         agreed += agreement == 1, denied += agreement == 0, shared += agreement > 0 && agreement < 1;
@@ -93,14 +101,15 @@ struct Tally {
 };
 
 // Two cycles of one batch.
-void run_case(const std::string& order, unsigned seed, std::initializer_list<int> vocabs, Tally* tally, bool offers = false) {
+using Change = void (*)(Twins&, Random&);
+void run_case(const std::string& order, unsigned seed, std::initializer_list<int> vocabs, Tally* tally, Change change = nullptr) {
   Random random(seed);
   const int vocab = random.of(vocabs), limit = random.one_in(2) ? vocab : std::max(1, vocab - 1 - random.below(vocab / 3 + 1));
   const int tau = random.below(6), most_slots = vocab > 4000 ? 2 : 4;
   Twins twins({1 + random.below(most_slots), tau, vocab, limit, random.one_in(3) ? std::max(1, vocab / 2) : vocab, 48,
                random.one_in(2) ? Acceptance::rejection : Acceptance::coupled});
   for (int slot = 0; slot < twins.sizes.slots; ++slot) set_slot(twins, random, slot);
-  if (offers) offer_drafts(twins, random);
+  if (change) change(twins, random);
   twins.hashes_wanted = random.one_in(2);
   twins.upload();
   const int kind = random.below(6), one_bad_in = random.one_in(3) ? 6 : 0;
@@ -149,9 +158,18 @@ TEST(cycles_with_drafts_from_the_host_equal_the_cpu_engine) {
   unsigned seed = 300001;
   Tally met;
   for_each_order([&](const std::string& order) {
-    for (int i = 0; i < case_count(30); ++i) run_case(order, seed++, {2, 3, 7, 64, 2049}, &met, true);
+    for (int i = 0; i < case_count(30); ++i) run_case(order, seed++, {2, 3, 7, 64, 2049}, &met, offer_drafts);
   });
   CHECK(met.accepted_offers > 20 && met.rejected_offers > 20 && met.caught_up > 5, met.accepted_offers, " ", met.rejected_offers, " ", met.caught_up);
+}
+
+TEST(cycles_whose_drafts_end_early_equal_the_cpu_engine) {
+  unsigned seed = 400001;
+  Tally met;
+  for_each_order([&](const std::string& order) {
+    for (int i = 0; i < case_count(30); ++i) run_case(order, seed++, {2, 3, 7, 64, 2049}, &met, bound_drafts);
+  });
+  CHECK(met.early_stops > 100 && met.accepted > 50 && met.rejected > 20, met.early_stops, " ", met.accepted, " ", met.rejected);
 }
 
 TEST(cycles_over_several_chunks_equal_the_cpu_engine) {

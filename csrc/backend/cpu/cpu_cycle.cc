@@ -111,10 +111,9 @@ void CpuBackend::stop_early(const CycleState& state, int step) {
     for (int slot = thread; slot < state.num_slots; slot += num_threads) {
       if (state.drafting[slot] <= step || state.proposed[slot] > 0 || !(budget || state.stop_below[slot] > 0)) continue;
       const ProcessedRow row = sampling_->process(draft_task(state, slot, step, state.length[slot]), scratch(thread));
-      if (row.fault) continue;
-      const double confidence = sampling_->confidence(row);
+      const double confidence = row.fault ? 0.0 : sampling_->confidence(row);
       state.confidence[slot] = step ? state.confidence[slot] * confidence : confidence;
-      if (confidence < double(state.stop_below[slot])) state.drafting[slot] = step;
+      if (!row.fault && confidence < double(state.stop_below[slot])) state.drafting[slot] = step;
     }
   });
   if (!budget) return;

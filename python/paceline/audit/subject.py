@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from paceline import _core
 from paceline.arguments import AcceptanceRule, prompt_ids
 from paceline.audit.texts import TEXT_TOKENS, model_vocabulary
-from paceline.demo import PROMPTS
+from paceline.commands.demo import PROMPTS
 from paceline.devices import make_backend
 from paceline.engine import Engine
 from paceline.sampling_params import SamplingParams

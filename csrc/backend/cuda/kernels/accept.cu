@@ -73,8 +73,7 @@ __device__ Walk walk(const CycleState& state, int slot, const Verdict* verdicts,
   CycleResult& result = so_far.result;
   result.first_position = state.length[slot];
   result.tau = state.drafting[slot];
-  result.draft_fault = result.tau < planned_tau(state.wanted_tau[slot], state.proposed[slot], result.first_position,
-                                                state.params[slot].end_length, state.draft_cached[slot], state.draft_max_len);
+  result.draft_fault = state.draft_fault[slot];
   for (bool goes_on = true; goes_on;) {
     const Verdict& verdict = verdicts[result.emitted];
     if (verdict.fault) {

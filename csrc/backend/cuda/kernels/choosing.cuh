@@ -50,6 +50,7 @@ struct RowState {
   float raw_max;
   uint64_t mass;     // of the survivors, where `rejection` asks
   uint64_t raw_sum;  // of fixed weights of the raw row, where logprobs are asked for
+  uint64_t warm_mass;  // of a draft row's survivors as confidence sees them: at temperature 1 where the row is greedy
 };
 
 // Of one chunk of a raw row.

@@ -64,8 +64,12 @@ __global__ void propose_kernel(ChoosingRows rows) {
   const ProcessedRow from = processed(rows, slot, row);
   const int32_t token = from.fault ? 0 : chosen(from, rows.drawn + size_t(slot) * chunks, chunks);
   if (threadIdx.x != 0) return;
-  if (from.fault) rows.state.drafting[slot] = rows.step;  // no proposal: verify what there is
-  else rows.state.tokens[size_t(slot) * rows.state.tokens_stride + row.position] = token;
+  if (from.fault) {  // no proposal: verify what there is
+    rows.state.drafting[slot] = rows.step;
+    rows.state.draft_fault[slot] = 1;
+  } else {
+    rows.state.tokens[size_t(slot) * rows.state.tokens_stride + row.position] = token;
+  }
 }
 
 // ------------------------------------------------------------------------------------------------ `rejection`
@@ -140,6 +144,7 @@ void draw_pending(cudaStream_t stream, const ChoosingRows& targets, const Scratc
 void sample_draft(cudaStream_t stream, const CycleState& state, int step, const SamplingScratch& memory) {
   const ChoosingRows rows = draft_rows(state, cut_up(state, memory), step);
   process_rows(stream, rows, state.num_slots);
+  if (state.may_stop_early) stop_early(stream, rows);
   draw_rows(stream, rows, state.num_slots, state.acceptance == Acceptance::coupled ? Purpose::token : Purpose::draft);
   launch(propose_kernel, dim3(unsigned(state.num_slots)), kWarp, 0, stream, rows);
 }

@@ -20,6 +20,8 @@ void weigh_rows(cudaStream_t, const ChoosingRows& targets, const Scratch&);
 // The last token of slots whose walk is pending: drawn[chunk] holds the target's own draw of the row that is reached, and
 // drawn[S chunks + chunk] that from the residual.
 void draw_pending(cudaStream_t, const ChoosingRows& targets, const Scratch&);
+// early_stop.cu: drafting[] of slots whose drafts end before this step's token. The rows are processed.
+void stop_early(cudaStream_t, const ChoosingRows& drafts);
 
 __device__ __forceinline__ NoiseAddress address(const ChoosingRow& row, int cycle_start, Purpose purpose) {
   return {row.params->seed, uint32_t(row.position), uint32_t(cycle_start), purpose, row.params->sample_index};
