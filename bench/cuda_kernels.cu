@@ -413,7 +413,7 @@ void cycle(Device& device, const Options& options, const char* name, int tau, in
   state.vocab_limit = state.draft_vocab_limit = state.draft_vocab_size = vocab;
   state.draft_max_len = params.end_length, state.acceptance = acceptance;
   state.tokens = make(std::vector<int32_t>(stride, 1)), state.length = make({length}), state.running = make({1});
-  state.offered = make({0}), state.offers = make(std::vector<int32_t>(tau, 0)), state.proposed = make({0});
+  state.offered = make({0}), state.offers = make(std::vector<int32_t>(tau, 0)), state.proposed = make({0}), state.draft_fault = make({0});
   state.wanted_tau = make({tau}), state.drafting = make({0}), state.draft_fed = make({0});
   state.target_cached = make({length - 1}), state.draft_cached = make({length - 1});
   state.first_row = make({0}), state.draft_row = make(std::vector<int32_t>(tau + 1, 0));

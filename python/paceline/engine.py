@@ -130,7 +130,7 @@ class Engine:
             self._core.verify([0], [0] * settings.warmup_drafts())
         self.info: dict[str, Any] = settings.info() | {
             "notes": settings.notes + tuple(note for note in (target_note, draft_note) if note),
-            "device": settings.backend.description, "warmup": warmup, "weight_bytes": self._core.weight_bytes, "kv_cache_bytes": self._core.kv_bytes,
+            "config": None if config is None else str(config), "device": settings.backend.description, "warmup": warmup, "weight_bytes": self._core.weight_bytes, "kv_cache_bytes": self._core.kv_bytes,
             "workspace_bytes": self._core.workspace_bytes}
         """What is in use: every setting as resolved, memory in bytes, and notes on what was decided for the caller."""
 

@@ -188,8 +188,8 @@ def machine(page_positions, draft_max_len, budget, fault=None):
             return Sequence(self.writers, tokens)
 
         @precondition(lambda self: self.free_slots())
-        @rule(tokens=st.one_of(st.lists(TOKENS, min_size=1, max_size=9), NEAR_THE_LIMIT), like=st.none() | st.integers(0, 99),
-              shared=st.integers(0, MAX_LEN), with_draft=st.booleans())
+        @rule(tokens=st.one_of(st.lists(TOKENS, min_size=1, max_size=9), NEAR_THE_LIMIT), like=st.none() | st.integers(0, 99) | st.just(-1),
+              shared=st.integers(0, MAX_LEN) | st.just(MAX_LEN), with_draft=st.booleans())  # -1, MAX_LEN: all of the latest text
         def start(self, tokens, like, shared, with_draft):
             if like is not None:
                 tokens = (self.texts[like % len(self.texts)][:shared] + tokens)[:MAX_LEN - 1]
@@ -217,6 +217,15 @@ def machine(page_positions, draft_max_len, budget, fault=None):
                 self.ended(slot)
             else:
                 transcript += drafts[:min(accepted, tau)] + [extra]
+
+        @precondition(lambda self: self.model)
+        @rule(index=st.integers(0, 99), tokens=st.lists(TOKENS, min_size=2, max_size=8))
+        def decode_plainly(self, index, tokens):
+            """The draft falls behind."""
+            slot, sequence, transcript, _ = self.pick(index)
+            for token in tokens[:MAX_LEN - len(transcript)]:
+                if self.client.cycle(slot, sequence, [], 0, token, cancel=False):
+                    transcript.append(token)
 
         @precondition(lambda self: self.model)
         @rule(index=st.integers(0, 99))

@@ -99,7 +99,7 @@ def test_help_shows_every_default(capsys):
         main(["generate", "--help"])
     text = " ".join(capsys.readouterr().out.split())
     for shown in ("--temperature X 0 takes the most probable token (default: 0.0)", "--top-p X in (0, 1]; 1 is off (default: 1.0)",
-                  "0 is plain decoding (default: 3 with a draft)", "(default: the target's context)", "(default: coupled)"):
+                  "0 is plain decoding (default: 3 with a draft, 7 with ngram)", "(default: the target's context)", "(default: coupled)"):
         assert shown in text
 
 

@@ -56,8 +56,8 @@ def compiled_arguments(method):
 
 def disagreements(stub):
     """Every difference between the text of a stub and the compiled module."""
-    classes, (functions, _), found = classes_of(stub), stub_members(ast.parse(stub)), []
-    names = classes.keys() | functions.keys()
+    classes, (functions, constants), found = classes_of(stub), stub_members(ast.parse(stub)), []
+    names = classes.keys() | functions.keys() | constants
     if names != public_names(_core):
         found.append(f"module: {sorted(names ^ public_names(_core))}")
     for name in functions.keys() & public_names(_core):
@@ -125,8 +125,8 @@ def test_the_stub_s_options_are_the_fields_of_the_struct(name, header):
     assert arguments["__init__"][2:] == fields
 
 
-ENGINE = ["target", "draft", "drafter", "tokenizer", "device", "dtype", "draft_dtype", "kv_dtype", "num_speculative_tokens", "policy",
-          "verify_budget", "latency_target", "min_draft_confidence", "acceptance", "max_model_len", "max_num_seqs", "max_queue", "kv_cache_tokens", "prefix_cache_bytes", "num_threads", "weights_cache", "warmup"]
+ENGINE = ["target", "draft", "config", "drafter", "tokenizer", "device", "dtype", "draft_dtype", "kv_dtype", "num_speculative_tokens", "policy",
+          "verify_budget", "latency_target", "min_draft_confidence", "acceptance", "max_model_len", "max_num_seqs", "max_queue", "kv_cache_tokens", "prefix_cache_bytes", "trace_cycles", "num_threads", "weights_cache", "warmup"]
 SAMPLING = {"max_tokens": None, "temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0,
             "presence_penalty": 0.0, "frequency_penalty": 0.0, "logit_bias": None, "seed": None, "stop": None, "stop_token_ids": None,
             "ignore_eos": False, "logprobs": None, "num_speculative_tokens": None}
@@ -137,9 +137,9 @@ def test_engine_s_arguments_are_those_of_the_design():
     assert [p.name for p in parameters] == ENGINE
     assert [p.name for p in parameters if p.kind is not inspect.Parameter.KEYWORD_ONLY] == ["target", "draft"]
     auto = {"drafter", "device", "dtype", "draft_dtype", "kv_dtype", "num_speculative_tokens"}
-    defaults = {p.name: p.default for p in parameters[1:]}
-    assert defaults == {name: "auto" for name in auto} | {"policy": "fixed", "min_draft_confidence": 0.0, "acceptance": "coupled", "max_num_seqs": 1, "max_queue": 1024, "warmup": True} | {
-        name: None for name in ("draft", "tokenizer", "verify_budget", "latency_target", "max_model_len", "kv_cache_tokens", "prefix_cache_bytes",
+    defaults = {p.name: p.default for p in parameters}
+    assert defaults == {name: "auto" for name in auto} | {"policy": "fixed", "min_draft_confidence": 0.0, "acceptance": "coupled", "max_num_seqs": 1, "max_queue": 1024, "trace_cycles": 4096, "warmup": True} | {
+        name: None for name in ("target", "draft", "config", "tokenizer", "verify_budget", "latency_target", "max_model_len", "kv_cache_tokens", "prefix_cache_bytes",
                                 "num_threads", "weights_cache")}
 
 

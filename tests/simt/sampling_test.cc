@@ -169,7 +169,7 @@ TEST(cycles_whose_drafts_end_early_equal_the_cpu_engine) {
   for_each_order([&](const std::string& order) {
     for (int i = 0; i < case_count(30); ++i) run_case(order, seed++, {2, 3, 7, 64, 2049}, &met, bound_drafts);
   });
-  CHECK(met.early_stops > 100 && met.accepted > 50 && met.rejected > 20, met.early_stops, " ", met.accepted, " ", met.rejected);
+  CHECK(met.early_stops > 50 && met.accepted > 50 && met.rejected > 20, met.early_stops, " ", met.accepted, " ", met.rejected);
 }
 
 TEST(cycles_over_several_chunks_equal_the_cpu_engine) {
