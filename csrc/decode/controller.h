@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <span>
 
@@ -53,6 +54,9 @@ class Controller {
   // The draft has read `rows` positions of a request in a pass of their own.
   virtual void observe_catch_up(int64_t request, int rows, double seconds) = 0;
   virtual void forget(int64_t request) = 0;
+  // Before the next cycle a piece of a prompt was read, or of what drafts lack, for so long; and how long that may take.
+  virtual void observe_piece(double) {}
+  virtual double spare_seconds() const { return std::numeric_limits<double>::infinity(); }
 };
 
 std::unique_ptr<Controller> make_controller(const ControllerOptions& options);

@@ -13,7 +13,6 @@ constexpr int kProbeTau = 1, kProbeCycles = 4;
 constexpr int64_t kShortestWait = 8, kLongestWait = 4096;  // plain cycles before a probe: doubled by each that fails
 constexpr int kGoodCycles = 12;           // of speculation after a probe: it was a success
 constexpr int64_t kMeasureEvery = 256, kMeasureFirst = 8;  // passes with drafts between plain ones
-constexpr double kPlaceDecay = 0.998, kPlacePrior = 16;
 constexpr double kHiccup = 2;             // a cycle is charged at most this many times what such cycles cost: the machine had other things to do
 constexpr int kFurther = 2;               // rows per sequence beyond what was measured, at most
 
@@ -21,7 +20,7 @@ constexpr int kFurther = 2;               // rows per sequence beyond what was m
 
 AutoController::AutoController(const ControllerOptions& options)
     : options_(options), costs_(options.max_sequences, options.max_sequences * (options.tau + 1)), pooled_(kPriorAcceptance),
-      seen_(options.tau, 0.0), expected_(options.tau, 0.0), first_wait_(kShortestWait), passes_since_plain_(kMeasureEvery - kMeasureFirst) {
+      first_wait_(kShortestWait), passes_since_plain_(kMeasureEvery - kMeasureFirst) {
   drafts_.reserve(size_t(options.max_sequences) * options.tau);
   verify_seconds_.reserve(size_t(options.max_sequences) * (options.tau + 1) + 1);
 }
@@ -37,13 +36,6 @@ AutoController::Request& AutoController::request(int64_t id) {
 }
 
 void AutoController::forget(int64_t id) { requests_.erase(id); }
-
-// The chance of the draft at this place, given that those before it were accepted: the request's estimate, corrected by what the same
-// estimates came to at this place (which knows that a run of accepted drafts comes from an easy stretch).
-double AutoController::hazard(const Request& request, int place) const {
-  const double correction = (seen_[place - 1] + kPlacePrior) / (expected_[place - 1] + kPlacePrior);
-  return std::clamp(request.acceptance.next() * correction, 0.0, 0.995);
-}
 
 // Drafts of a probe's cycle: as many as there is time for.
 int AutoController::probe_tau(const Candidate& candidate, int sequences) const {
@@ -126,9 +118,9 @@ void AutoController::best(std::span<const Candidate> candidates, std::span<TauCh
   const int known = costs_.most_rows_known() + kFurther * sequences;
   for (int i = 0; i < sequences; ++i) {
     if (choices[i].tau >= 0) continue;
+    const double right = request(candidates[i].request).acceptance.next();
     double chance = 1;
-    for (int place = 1; place <= candidates[i].most; ++place)
-      drafts_.push_back({i, place, chance *= hazard(request(candidates[i].request), place)});
+    for (int place = 1; place <= candidates[i].most; ++place) drafts_.push_back({i, place, chance *= right});
     choices[i] = {0, best_reason()};
   }
   std::sort(drafts_.begin(), drafts_.end(), [](const Draft& a, const Draft& b) {
@@ -141,7 +133,7 @@ void AutoController::best(std::span<const Candidate> candidates, std::span<TauCh
 
   double best_rate = sequences / costs_.cycle(probe_steps, probe_steps ? 1 : 0, free_rows);
   int best_count = 0, best_steps = 0;
-  const double step_of_one = costs_.draft_step(1), limit = cycle_limit();
+  const double step_of_one = costs_.draft_step(1), limit = cycle_limit() - piece_seconds();
   for (int steps = 1; steps <= options_.tau; ++steps) {
     double emitted = sequences;
     int rows = free_rows, count = 0;
@@ -167,11 +159,12 @@ void AutoController::best(std::span<const Candidate> candidates, std::span<TauCh
     if (draft.place > 1 || choices[draft.candidate].tau) continue;
     Request& r = request(candidates[draft.candidate].request);
     const double one_more = step_of_one + costs_.verify(sequences + 1);
-    if (one_more <= limit && (r.credit > 0 || (sequences + r.acceptance.hopeful()) / one_more > sequences / costs_.plain(sequences))) {
-      choices[draft.candidate].tau = 1;
+    const bool fits = one_more <= cycle_limit(), catches_up = candidates[draft.candidate].lag > 0;
+    if (fits && (r.credit > 0 || (sequences + r.acceptance.hopeful()) / one_more > sequences / costs_.plain(sequences))) {
+      choices[draft.candidate].tau = one_more <= limit || catches_up;  // 0: this once
       continue;
     }
-    go_plain(r, limit < costs_.cycle(1, 1, sequences + 1) ? TauReason::latency : TauReason::not_worth);
+    go_plain(r, fits ? TauReason::not_worth : TauReason::latency);
     choices[draft.candidate].reason = r.why;
   }
 }
@@ -181,13 +174,8 @@ void AutoController::count(Request& r, const Judged& judged, double gained) {
   r.net = SpeculationLedger::kNetDecay * r.net + gained;
   const int tried = judged.accepted < judged.tau ? judged.accepted + 1 : judged.tau;
   for (int place = 1; place <= tried; ++place) {
-    const bool accepted = place <= judged.accepted;
-    double& seen = seen_[place - 1];
-    double& expected = expected_[place - 1];
-    seen = kPlaceDecay * seen + accepted;
-    expected = kPlaceDecay * expected + r.acceptance.next();
-    r.acceptance.add(accepted);
-    pooled_.add(accepted);
+    r.acceptance.add(place <= judged.accepted);
+    pooled_.add(place <= judged.accepted);
   }
   if (r.probes_left > 0) {
     --r.probes_left;

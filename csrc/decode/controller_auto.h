@@ -44,6 +44,8 @@ class AutoController : public Controller {
  protected:
   // Seconds that a cycle may take; infinite without a latency target.
   virtual double cycle_limit() const;
+  // Of that, what a piece of a prompt has taken before the cycle under choice.
+  virtual double piece_seconds() const { return 0; }
   virtual TauReason best_reason() const { return TauReason::best; }
 
  private:
@@ -66,7 +68,6 @@ class AutoController : public Controller {
   };
 
   Request& request(int64_t id);
-  double hazard(const Request& request, int place) const;
   int probe_tau(const Candidate& candidate, int sequences) const;
   double probe_cost(const Candidate& candidate, int sequences) const;
   bool wants_probe(Request& request, const Candidate& candidate, int sequences, double* reserved);
@@ -79,7 +80,6 @@ class AutoController : public Controller {
   SpeculationLedger ledger_;
   std::unordered_map<int64_t, Request> requests_;
   AcceptanceEstimate pooled_;          // what a new request begins with
-  std::vector<double> seen_, expected_;  // [tau] accepted at this place, and what the estimates said: decayed sums
   std::vector<Draft> drafts_;          // scratch of `best`
   std::vector<double> verify_seconds_;
   int64_t first_wait_;                 // of a request's first plain stretch: what the last probes of others came to

@@ -7,14 +7,21 @@ namespace {
 
 constexpr int kLately = 4;
 constexpr int kAllowedOf = 1;  // of the ring: may be dearer
+constexpr double kStep = 0.02, kShareMissed = 0.005;
 
 }  // namespace
 
 void LatencyController::observe(const CycleCost& cost, std::span<const Judged> judged) {
   const double expected = costs().cycle(cost.steps, cost.steps ? double(cost.rows - cost.sequences) / cost.steps : 0, cost.rows);
   if (expected > 0) ratio_[size_t(count_++ % int64_t(ratio_.size()))] = float(cost.total() / expected);
+  sequences_ = cost.sequences;
+  piece_ = 0;
+  margin_ = std::clamp(margin_ + kStep * ((cost.steps && cost.total() > target_) - kShareMissed), 0.0, 0.5);
   AutoController::observe(cost, judged);
 }
+
+// Beside a plain cycle: the next one makes do with what is left.
+double LatencyController::spare_seconds() const { return std::max(0.0, cycle_limit() - costs().plain(sequences_)); }
 
 double LatencyController::dearer() const {
   const int known = int(std::min<int64_t>(count_, int64_t(ratio_.size())));

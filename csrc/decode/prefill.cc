@@ -1,5 +1,6 @@
 // Prompts are read in pieces between cycles: the target's, and the draft's once the first token is out.
 #include <algorithm>
+#include <cmath>
 
 #include "decode/scheduler.h"
 #include "math/cycle_rules.h"
@@ -27,6 +28,7 @@ void Scheduler::prefill(bool draft) {
   const auto start = Clock::now();
   std::vector<std::pair<Sequence*, int>> fed;  // and rows
   const int most = prefill_rows(draft);
+  if (most == 0) return;
   for (const auto& each : active_) {
     Sequence& sequence = *each;
     if (!(draft ? may_catch_up(sequence) : lacks_prompt(sequence))) continue;
@@ -55,6 +57,7 @@ void Scheduler::prefill(bool draft) {
   Recent& row_seconds = draft ? draft_row_seconds_ : target_row_seconds_;
   const double seconds_per_row = 1e-9 * double(stamps[1] - stamps[0]) / double(tokens.size());
   if (int(tokens.size()) >= kFewestRows) row_seconds.add(seconds_per_row);
+  controller_->observe_piece(seconds_per_row * double(tokens.size()));
   for (const auto& [sequence, rows] : fed) {
     sequence->stats.prefill_time += seconds_since(start);
     ++sequence->stats.num_prefill_passes;
@@ -66,8 +69,19 @@ void Scheduler::prefill(bool draft) {
 
 // All that a pass has room for, unless somebody decodes who gets nothing from it: who then waits shall not wait for more than four plain
 // passes, so a row is taken to cost what the dearest of late did, and a plain pass what the cheapest did. (With the cheapest rows of late a
-// piece of 4096 tokens took up to 1.3 times that: rows grow dearer with the context.)
+// piece of 4096 tokens took up to 1.3 times that: rows grow dearer with the context.) Under a latency target nobody waits for more than it
+// leaves, where somebody decodes: a prompt is read in eights even so, a draft that finds no time does not catch up.
 int Scheduler::prefill_rows(bool draft) const {
+  const double spare = controller_->spare_seconds();
+  const auto decodes = [&](const auto& each) { return each->emitted_any(); };
+  const int most = chunk_rows(draft);
+  if (std::isinf(spare) || std::none_of(active_.begin(), active_.end(), decodes)) return most;
+  const double row = (draft ? draft_row_seconds_ : target_row_seconds_).most();
+  const int rows = row > 0 ? int(std::min(spare / row, double(most))) : kFewestRows;
+  return rows >= kFewestRows ? rows : draft ? 0 : std::min(kFewestRows, most);
+}
+
+int Scheduler::chunk_rows(bool draft) const {
   const auto waits = [&](const auto& each) { return !lacks_prompt(*each) && !(draft && may_catch_up(*each)); };
   if (std::none_of(active_.begin(), active_.end(), waits)) return options_.prefill_chunk;
   if (options_.prefill_chunk_beside) return std::min(options_.prefill_chunk_beside, options_.prefill_chunk);

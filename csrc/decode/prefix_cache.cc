@@ -8,7 +8,7 @@ namespace paceline {
 
 PrefixCache::PrefixCache(Pool target, Pool draft, int64_t budget)
     : target_(target), draft_(draft), budget_(budget < 0 ? std::numeric_limits<int64_t>::max() : budget),
-      size_(target.pages->page_positions()), nodes_(target.pages->num_pages()), tokens_(size_t(target.pages->num_pages()) * size_),
+      size_(target.pages->page_positions()), nodes_(target.pages->num_pages()), tokens_(std::make_unique_for_overwrite<int32_t[]>(size_t(target.pages->num_pages()) * size_)),
       buckets_(std::bit_ceil(size_t(target.pages->num_pages())), kNobody) {
   chain_.reserve(target.pages->pages_per_slot());
   draft_chain_.reserve(target.pages->pages_per_slot());

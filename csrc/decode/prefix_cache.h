@@ -12,6 +12,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -56,7 +57,7 @@ class PrefixCache {
   const Node& node(int page) const { return nodes_[page]; }
 
  private:
-  std::span<int32_t> tokens_of(int page) { return {tokens_.data() + size_t(page) * size_, size_t(size_)}; }
+  std::span<int32_t> tokens_of(int page) { return {tokens_.get() + size_t(page) * size_, size_t(size_)}; }
   int& bucket(int parent, std::span<const int32_t> tokens);
   int find(int parent, std::span<const int32_t> tokens);
   void add(int page, int parent, std::span<const int32_t> tokens);
@@ -71,7 +72,7 @@ class PrefixCache {
   int64_t budget_, bytes_ = 0;
   int size_;                       // tokens of a page
   std::vector<Node> nodes_;        // [target's pages]
-  std::vector<int32_t> tokens_;    // [target's pages, size]
+  std::unique_ptr<int32_t[]> tokens_;  // [target's pages, size] those of kept pages; the rest is never touched
   std::vector<int> buckets_;       // first node of each
   std::vector<int32_t> chain_, draft_chain_;
   int oldest_ = kNobody, newest_ = kNobody;

@@ -96,6 +96,7 @@ class Scheduler {
   void prefill();
   void prefill(bool draft);
   int prefill_rows(bool draft) const;
+  int chunk_rows(bool draft) const;
   bool lacks_prompt(const Sequence& sequence) const;
   bool catch_up_due(const Sequence& sequence) const;
   bool may_catch_up(const Sequence& sequence) const;

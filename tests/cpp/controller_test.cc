@@ -2,6 +2,7 @@
 #include "decode/controller.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "cpp/simulated_decoding.h"
 #include "cpp/test.h"
@@ -13,12 +14,19 @@ namespace {
 
 constexpr int kTauMax = 8;
 constexpr long kTokens = 20000;
-constexpr uint64_t kSeeds = 12;
+constexpr size_t kSeeds = 12;
 
 // A GPU at batch 1, where rows are nearly free; two CPU cores, where they are not; and one more step of it.
 const std::vector<Machine> kMachines = {{"flat", 0.10, 0.01, 0.02}, {"rising", 0.20, 0.15, 0.05}};
 // Runs of 50 tokens on average in each state.
 const std::vector<Acceptance2> kAcceptances = {{"iid .5", .5, .5, 0}, {"iid .7", .7, .7, 0}, {"iid .9", .9, .9, 0}, {"runs .97/.3", .97, .3, 1.0 / 50}};
+
+// The same in every run, but for `make nightly`'s.
+std::vector<uint64_t> seeds() {
+  std::vector<uint64_t> all(kSeeds);
+  std::iota(all.begin(), all.end(), 1 + 1000 * statistics_seed());
+  return all;
+}
 
 std::unique_ptr<Controller> automatic() { return make_controller({.policy = Policy::automatic, .tau = kTauMax}); }
 
@@ -49,7 +57,7 @@ TEST(auto_is_within_three_per_cent_of_the_best_fixed_tau) {
     for (const Machine& machine : kMachines)
       for (const Acceptance2& acceptance : kAcceptances) {
         double rate = 0;
-        for (uint64_t seed = 1; seed <= kSeeds; ++seed) rate += run_workload(*automatic(), acceptance, machine, seed, jitter) / double(kSeeds);
+        for (uint64_t seed : seeds()) rate += run_workload(*automatic(), acceptance, machine, seed, jitter) / double(kSeeds);
         const double best = best_fixed_rate(acceptance, machine, kTauMax);
         std::printf("      %-12s %-7s jitter %.2f: auto %.4f of the best fixed tau\n", acceptance.name.c_str(), machine.name.c_str(), jitter, rate / best);
         CHECK(rate >= 0.97 * best, acceptance.name, " on ", machine.name, ": ", rate, " against ", best);
@@ -65,7 +73,7 @@ TEST(auto_is_better_than_every_fixed_tau_on_the_mix) {
     int64_t request = 0;
     for (int round = 0; round < 10; ++round)
       for (const Acceptance2& acceptance : kAcceptances) {
-        Simulation simulation(*controller, machine, acceptance, kTauMax, uint64_t(100 + ++request));
+        Simulation simulation(*controller, machine, acceptance, kTauMax, seeds()[0] + uint64_t(++request));
         simulation.begin(request);
         const long tokens = simulation.run(2000);
         controller->forget(request);
@@ -80,14 +88,14 @@ TEST(auto_is_better_than_every_fixed_tau_on_the_mix) {
 
 TEST(a_draft_that_is_never_right_costs_three_per_cent_at_most) {
   for (const Machine& machine : {kMachines[0], kMachines[1], Machine{"dear draft", 0.5, 0.0, 0.0}, Machine{"dear catch-up", 0.3, 0.05, 0.0, nullptr, 0.1}})
-    for (uint64_t seed = 1; seed <= kSeeds; ++seed) {
+    for (uint64_t seed : seeds()) {
       const auto controller = automatic();
       Simulation simulation(*controller, machine, {"never", 0, 0, 0}, kTauMax, seed);
       simulation.set_jitter(0.03);
       simulation.begin(1);
       const long tokens = simulation.run(1000);
       const double share = simulation.speculation_seconds() / (simulation.seconds() - simulation.speculation_seconds());
-      if (seed == 1) std::printf("      %-13s %.4f of plain decoding's time for %ld tokens\n", machine.name.c_str(), share, tokens);
+      if (seed == seeds()[0]) std::printf("      %-13s %.4f of plain decoding's time for %ld tokens\n", machine.name.c_str(), share, tokens);
       CHECK(share <= 0.03, machine.name, ": ", share);
     }
 }
@@ -130,8 +138,7 @@ TEST(a_draft_that_becomes_right_is_found) {
   CHECK(rate >= 0.95 * best_fixed_rate({"", .9, .9, 0}, kMachines[0], kTauMax), rate);
 }
 
-// The estimate says that two drafts of three are right and every cost is as it was; only a cycle as a whole takes three times as long as
-// its parts promised in the plain cycles before. What is measured counts.
+// Two drafts of three are right, but a pass of more than one row takes four times as long as one.
 TEST(what_measures_slower_is_given_up_though_acceptance_is_high) {
   const auto controller = automatic();
   Machine slow = kMachines[0];
@@ -141,6 +148,30 @@ TEST(what_measures_slower_is_given_up_though_acceptance_is_high) {
   const long tokens = simulation.run(5000);
   const double plain = double(tokens) * slow.cycle(0);
   CHECK(simulation.seconds() <= 1.03 * plain, simulation.seconds() / plain);
+}
+
+// Half the drafts are right, and half the passes are as cheap as all were at first: the medians of costs promise a gain, and only what cycles
+// cost in all tells that there is none.
+TEST(what_costs_more_than_its_median_promises_less_is_given_up) {
+  const auto controller = automatic();
+  Machine uneven = kMachines[0];
+  std::mt19937_64 random(11);
+  uneven.verify = [&](int rows) { return rows == 1 ? 1.0 : random() % 100 < 55 ? 1.25 : 2.5; };
+  Simulation simulation(*controller, uneven, {"iid .5", .5, .5, 0}, kTauMax, 1);
+  simulation.begin(1);
+  const long tokens = simulation.run(5000);
+  const double plain = double(tokens) * (1.0 + uneven.overhead);
+  CHECK(simulation.seconds() <= 1.03 * plain, simulation.seconds() / plain);
+}
+
+// Probes come ever more rarely, and what the draft must read for them grows as fast.
+TEST(catch_up_stays_within_what_plain_decoding_earns_however_long_it_goes_on) {
+  const auto controller = automatic();
+  Simulation simulation(*controller, {"catch-up", 0.1, 0.05, 0.0, nullptr, 0.05}, {"never", 0, 0, 0}, kTauMax, 1);
+  simulation.begin(1);
+  simulation.run(200000);
+  const double share = simulation.speculation_seconds() / (simulation.seconds() - simulation.speculation_seconds());
+  CHECK(share <= 0.03, share);
 }
 
 // The draft is right, but what it must read after a plain stretch costs more than it brings: with that charged, there are few probes.
@@ -186,7 +217,7 @@ TEST(the_latency_target_is_kept_in_nineteen_windows_of_twenty) {
   constexpr int kWindow = 500, kWindows = 40;
   int kept = 0, windows = 0;
   double tokens = 0, cycles = 0;
-  for (uint64_t seed = 1; seed <= kSeeds; ++seed) {
+  for (uint64_t seed : seeds()) {
     const auto controller = make_controller({.policy = Policy::latency, .tau = kTauMax, .latency_target = kTarget});
     Simulation simulation(*controller, {"rising", 0.12, 0.06, 0.05}, {"iid .9", .9, .9, 0}, kTauMax, seed);
     simulation.set_jitter(0.04);

@@ -173,6 +173,35 @@ TEST(rows_follow_the_cost_of_passes) {
   now.reset();
 }
 
+// Pieces of prompts, and of what a draft has to catch up with, leave the target of 2.3 plain passes between two chunks alone.
+TEST(a_latency_target_bounds_pieces_too) {
+  constexpr double kPlain = 1e-3, kTarget = 2.3e-3;
+  ScriptedOptions options = options_of(3, 0);
+  options.engine.policy = Policy::latency;
+  options.engine.latency_target = kTarget;
+  ScriptedEngine engine(options, scripts());
+  auto& now = scripted_backend()->now;
+  now = 0;
+  const auto work = [&](double seconds) { *now += int64_t(1e9 * seconds); };
+  engine.target->before_rows = [&](int rows) { work(std::max(kPlain, rows * kPlain / 11.3)); };
+  engine.draft->before_rows = [&](int rows) { work(std::max(kPlain / 10, rows * kPlain / 40)); };
+  engine.add(job_of(0, 2, 900));
+  for (int i = 0; i < 20; ++i) engine.step();
+  const int64_t long_one = engine.add(job_of(1, 1000, 150));
+  int most_draft_rows = 0;
+  while (engine.text(long_one).finish == FinishReason::none) {
+    const int64_t before = *now;
+    forget(engine);
+    engine.step();
+    for (int rows : engine.draft->prefills()) most_draft_rows = std::max(most_draft_rows, rows);
+    CHECK(double(*now - before) <= 1e9 * kTarget, "a step took ", *now - before, " ns");
+  }
+  CHECK(most_draft_rows > 40 && most_draft_rows < 60, "pieces of up to ", most_draft_rows, " rows of the draft");
+  CHECK(engine.text(long_one).stats.num_draft_tokens > 50, engine.text(long_one).stats.num_draft_tokens, " drafts");
+  engine.drain();
+  now.reset();
+}
+
 TEST(who_waits_for_a_slot_is_counted) {
   const auto texts = scripts();
   ScriptedEngine engine(options_of(2, 0), texts);

@@ -62,7 +62,8 @@ inline double best_fixed_rate(const Acceptance2& acceptance, const Machine& mach
   return best;
 }
 
-// One request at a time, as the scheduler runs it: the first cycle has no drafts, and what the draft lacks is read before the next that has.
+// One request at a time, as the scheduler runs it: the first cycle has no drafts, and what the draft lacks is read before the next that has,
+// in pieces if the controller leaves no time for more.
 class Simulation {
  public:
   Simulation(Controller& controller, Machine machine, Acceptance2 acceptance, int tau_max, uint64_t seed)
@@ -90,13 +91,15 @@ class Simulation {
     TauChoice choice{};
     controller_.choose({&candidate, 1}, {&choice, 1});
     last_reason_ = choice.reason;
+    double reading = 0;
     if (choice.tau > 0 && lag_ > 1) {
-      const double seconds = load_ * machine_.catch_up(lag_);
-      controller_.observe_catch_up(request_, lag_, seconds);
-      if (!fresh_) seconds_ += seconds, speculation_seconds_ += seconds;  // the prompt's is prefill
-      lag_ = 0;
+      const double row = load_ * machine_.catch_up(1);
+      const int rows = int(std::min(double(lag_), fresh_ ? 1e9 : controller_.spare_seconds() / row));
+      if (rows > 0) controller_.observe_catch_up(request_, rows, rows * row);
+      if (!fresh_) reading = rows * row, controller_.observe_piece(reading);  // the prompt's is prefill
+      lag_ -= rows;
     }
-    const int tau = fresh_ ? 0 : choice.tau;
+    const int tau = fresh_ || lag_ > 1 ? 0 : choice.tau;
     fresh_ = false;
     const double mood = load_ * (jitter_ > 0 ? std::exp(jitter_ * normal_(random_)) : 1.0);
     const CycleCost cost{1, tau + 1, tau, mood * tau * machine_.draft_step, mood * machine_.target(tau + 1), mood * machine_.overhead};
@@ -104,6 +107,7 @@ class Simulation {
     while (accepted < tau && right()) ++accepted, step();
     step();
     lag_ = tau ? 0 : lag_ + 1;
+    seconds_ += reading, speculation_seconds_ += reading;
     last_tau_ = tau;
     last_cycle_seconds_ = cost.total();
     seconds_ += cost.total();

@@ -85,6 +85,7 @@ struct Tally {
       if (twins.offered[slot]) accepted_offers += result.accepted, rejected_offers += result.emitted == result.accepted + 1 && result.accepted < result.tau;
       rejected += result.emitted == result.accepted + 1 && result.accepted < result.tau;
       bonus += result.emitted == result.tau + 1;
+      CHECK(result.tau <= twins.wanted_tau[slot], "more drafts than were wanted");
       cut_drafts += result.tau < wanted[slot];
       early_stops += result.tau < wanted[slot] && !result.draft_fault;
       for (int i = 0; i < result.tau; ++i) {

@@ -1,6 +1,5 @@
 // The cycle's operations on the CPU: planning rows, drawing drafts, accepting. State is plain host memory here; the
 // arithmetic is math/'s, the loops over a row are kernels/sampling's.
-#include <array>
 #include <chrono>
 
 #include "backend/cpu/cpu_backend.h"
@@ -117,11 +116,10 @@ void CpuBackend::stop_early(const CycleState& state, int step) {
     }
   });
   if (!budget) return;
-  std::array<bool, kMaxSlots> may{};  // all answers before the first change
+  // One after the other: whoever is refused has as many that may go on before it, so those after it are none the wiser.
   for (int slot = 0; slot < state.num_slots; ++slot)
-    may[slot] = within_budget(budget, state.num_slots, state.running, state.drafting, state.confidence, step, slot);
-  for (int slot = 0; slot < state.num_slots; ++slot)
-    if (state.drafting[slot] > step && !may[slot]) state.drafting[slot] = step;
+    if (state.drafting[slot] > step && !within_budget(budget, state.num_slots, state.running, state.drafting, state.confidence, step, slot))
+      state.drafting[slot] = step;
 }
 
 void CpuBackend::plan_verify(const CycleState& state, const Rows& rows) {
