@@ -1,5 +1,6 @@
 # make demo    generate from the bundled pair, plain and speculative
-# make test    all tests, C++ and Python; at most 10 minutes on 2 cores
+# make test    the tests, C++ and Python; at most 10 minutes on 2 cores
+# make slow-test  those that take longer: the whole CUDA engine on the host, laws with a cycle launched ahead, soaks, the GPU gate over its stub
 # make asan    the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer; SKIP='a_test|b_test' leaves some out
 # make tsan    the C++ tests that share things between threads, under ThreadSanitizer
 # make mutants plant every known bug and see its test fail; MINUTES=15: as many as that time allows
@@ -25,7 +26,7 @@ CSRC := $(shell find csrc cmake -type f) CMakeLists.txt
 PACKAGE := $(shell find python/paceline -type f -not -path '*/__pycache__/*') pyproject.toml
 CPP_TESTS := $(shell find tests/cpp tests/simt tests/reference -type f 2>/dev/null)
 
-.PHONY: demo test cpp-test python-test asan tsan mutants audit-mutants reliability nightly oracle bench-kernels kernels wheels clean
+.PHONY: demo test cpp-test python-test slow-test asan tsan mutants audit-mutants reliability nightly oracle bench-kernels kernels wheels clean
 
 demo: .venv/installed
 	$(BIN)/paceline demo
@@ -34,11 +35,15 @@ demo: .venv/installed
 test: cpp-test python-test
 
 cpp-test: build/test/built
-	$(CTEST) --test-dir build/test --output-on-failure -j $(JOBS)
+	$(CTEST) --test-dir build/test --output-on-failure -j $(JOBS) -LE slow
 
 python-test: .venv/installed .venv/test build/test/built
 	$(BIN)/mypy --strict python/paceline
-	$(BIN)/pytest -q -ra -n $(JOBS) --dist loadfile
+	$(BIN)/pytest -q -ra -n $(JOBS) --dist loadfile -m 'not oracle and not slow'
+
+slow-test: .venv/installed .venv/test build/test/built
+	$(CTEST) --test-dir build/test --output-on-failure -j $(JOBS) -L slow
+	$(BIN)/pytest -q -ra -n $(JOBS) -m slow
 
 # Statistics with few texts: the sanitizers need every path, not the power.
 asan: build/asan/built

@@ -179,6 +179,7 @@ TEST(a_latency_target_bounds_pieces_too) {
   ScriptedOptions options = options_of(3, 0);
   options.engine.policy = Policy::latency;
   options.engine.latency_target = kTarget;
+  options.engine.cycles_in_flight = 1;  // a step is one cycle
   ScriptedEngine engine(options, scripts());
   auto& now = scripted_backend()->now;
   now = 0;

@@ -59,6 +59,7 @@ for dtype, draft_dtype in (("bf16", "int4"), ("int8", "int4_g32"), ("int4", "int
 """
 
 
+@pytest.mark.slow
 def test_integer_weights_on_cuda():
     for plain, speculative in run(FORMATS, **STUB).values():
         assert len(plain) == 6 and plain == speculative

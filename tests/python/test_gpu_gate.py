@@ -42,6 +42,7 @@ def stubbed(tmp_path_factory):
     return {part: report(out, part) for part in ("correctness", "kernels", "cycle", "peers")}
 
 
+@pytest.mark.slow
 def test_every_part_runs_over_the_stub(stubbed):
     for run, cells in stubbed.values():
         assert run["stub"] and run["gpu"] == "stub" and run["commit"] and run["date"] and cells["build"]["status"] == PASSED
@@ -59,6 +60,7 @@ def test_every_part_runs_over_the_stub(stubbed):
     assert peers["ours, speculative"]["status"] == MEASURED
 
 
+@pytest.mark.slow
 def test_what_needs_a_device_is_not_called_passed(stubbed):
     correct, timed, cycles, peers = (cells for _, cells in stubbed.values())
     sanitized = [cell for name, cell in correct.items() if "check, " in name]
@@ -160,6 +162,7 @@ def test_a_parting_needs_rows_that_explain_it():
     assert "better by 8.0000 nats" in engine_worker.unexplained("here", cpu, cpu, 2, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("test", [test for test in named_tests(rows()) if test.startswith("gate ")])
 def test_the_gate_has_the_cells_that_rows_name(stubbed, test):
     _, part, cell = test.split(" ", 2)

@@ -14,12 +14,14 @@ def run(capsys, *arguments):
     return status, json.loads(capsys.readouterr().out.rsplit("}", 1)[0] + "}")
 
 
+@pytest.mark.slow
 def test_random_batches_cancels_prefixes_and_taus_change_no_token(capsys):
     status, report = run(capsys, "differential", "--tokens", 12_000, "--items", 60)
     assert (status, report["wrong"]) == (0, 0) and report["tokens"] >= 12_000
     assert report["cancelled"] > 5 and report["cached_prompt_tokens"] > 1000  # or it would not be what its name says
 
 
+@pytest.mark.slow
 def test_short_requests_of_every_fate_leave_nothing_behind(capsys):
     """So few requests that caches still fill: what may grow is bounded loosely here, by 1 byte per request in the long run."""
     status, report = run(capsys, "endurance", "--requests", 4000, "--items", 60, "--bytes-per-request", 400)
@@ -47,6 +49,7 @@ def test_one_wrong_logprob_is_seen(capsys, few_items):
     assert status == 1 and report["mistakes"][0].endswith("logprobs")
 
 
+@pytest.mark.slow
 def test_a_leak_is_seen(capsys, monkeypatch):
     real, kept = soak.one_request, []
 
