@@ -34,6 +34,7 @@ class Engine {
   TraceColumns trace() { return alive().trace().columns(); }
   RequestStats stats() { return alive().stats(); }
   void profile(bool on) { alive(); backend_->profile(on); }
+  void learn(const std::vector<CycleCost>& cycles) { alive().learn(cycles); }
   void set_controller(std::unique_ptr<Controller> controller) { alive().set_controller(std::move(controller)); }
   bool idle() { return alive().idle(); }
   int waiting() { return alive().waiting(); }  // requests not admitted yet

@@ -274,7 +274,7 @@ def measured(case, target, device):
 def cycle(target, cases, device, until):
     """Each case: label, draft or None, draft_dtype, batch, context, taus, tokens, repetitions."""
     share_weights()
-    paceline.arguments.PREFILL_CHUNK["cuda"] = paceline.arguments.PREFILL_CHUNK_BESIDE = PREFILL_ROWS
+    paceline.settings.PREFILL_CHUNK["cuda"] = paceline.settings.PREFILL_CHUNK_BESIDE = PREFILL_ROWS
     for case in cases:
         label = case["label"]
         if time.time() > until:
@@ -296,7 +296,7 @@ def cycle(target, cases, device, until):
 # ---------------------------------------------------------------------------------------------------- peers
 def serve(target, draft, tau, context, tokens):
     """Answers questions over pipes, as the workers of bench/peer_workers do."""
-    paceline.arguments.PREFILL_CHUNK["cuda"] = paceline.arguments.PREFILL_CHUNK_BESIDE = PREFILL_ROWS
+    paceline.settings.PREFILL_CHUNK["cuda"] = paceline.settings.PREFILL_CHUNK_BESIDE = PREFILL_ROWS
     length = context + room(1, context, tokens, tau) + tau + 1
     with paceline.Engine(target, draft, device="cuda", dtype="bf16", num_speculative_tokens=tau, max_model_len=length,
                          kv_cache_tokens=length + 64, prefix_cache_bytes=0) as engine:

@@ -1,6 +1,7 @@
 #include "decode/scheduler.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "math/cycle_rules.h"
 #include "math/fixed_sum.h"
@@ -301,6 +302,15 @@ CycleCost Scheduler::cost() const {
   for (const Judged& each : judged_) drafts += each.tau, steps = std::max(steps, each.tau);
   const int sequences = int(collected_.parts.size());
   return {sequences, sequences + drafts, steps, cycle_.draft_seconds(), cycle_.verify_seconds(), cycle_.sample_seconds() + host_seconds_};
+}
+
+void Scheduler::learn(const std::vector<CycleCost>& cycles) {
+  for (const CycleCost& c : cycles)
+    require(c.sequences >= 1 && c.sequences <= options_.max_num_seqs && c.steps >= 0 && c.steps <= cycle_.limits().tau_max && c.rows >= c.sequences &&
+                c.rows <= c.sequences * (c.steps + 1) && (c.steps == 0) == (c.rows == c.sequences) && c.draft >= 0 && c.verify >= 0 && c.rest >= 0 &&
+                std::isfinite(c.total()),
+            "[Engine] costs must be of cycles that this engine could run, got ", c.sequences, " sequences, ", c.rows, " rows, ", c.steps, " steps, ", c.total(), " s");
+  for (const CycleCost& each : cycles) controller_->observe(each, {});
 }
 
 size_t Scheduler::workspace_bytes() const {

@@ -59,6 +59,8 @@ class Scheduler {
   const RequestStats& stats() const { return stats_; }
   // In the place of the policy's own, before the first request: tests plant what cycles cost.
   void set_controller(std::unique_ptr<Controller> controller) { controller_ = std::move(controller); }
+  // What cycles cost in another engine of the same models on the same machine, as if they had run here.
+  void learn(const std::vector<CycleCost>& cycles);
   bool idle() const { return waiting_.empty() && active_.empty(); }
   int waiting() const { return int(waiting_.size()); }  // not admitted yet
   const Trace& trace() const { return trace_; }

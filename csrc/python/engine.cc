@@ -40,6 +40,15 @@ py::dict trace(EngineThread& self) {
   });
 }
 
+void learn(EngineThread& self, const std::vector<std::tuple<int, int, int, double, double, double>>& cycles) {
+  with_the_end_in_mind([&] {
+    const auto costs = std::make_shared<std::vector<CycleCost>>();
+    for (const auto& [sequences, rows, steps, draft, verify, rest] : cycles) costs->push_back({sequences, rows, steps, draft, verify, rest});
+    const auto call = self.call([=](Engine& engine) { engine.learn(*costs); });
+    wait_for([&](std::chrono::nanoseconds at_most) { return call->wait(at_most); }, std::nullopt);
+  });
+}
+
 // A handle of a submission: cancelled when Python has no use for it any more.
 struct SubmissionHandle {
   explicit SubmissionHandle(std::shared_ptr<Submission> of) : submission(std::move(of)) {}
@@ -98,6 +107,7 @@ void bind_engine(py::module_& m) {
       .def("verify", &verify, "prefix"_a, "drafts"_a)
       .def("stats", &EngineThread::stats)
       .def("trace", &trace)
+      .def("learn", &learn, "cycles"_a)
       .def("profile", [](EngineThread& self, bool on) {
              with_the_end_in_mind([&] {
                const auto call = self.call([on](Engine& engine) { engine.profile(on); });

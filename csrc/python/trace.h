@@ -14,9 +14,8 @@ pybind11::array_t<T> column(const std::vector<T>& values) {
 }
 
 template <class T>
-pybind11::array_t<T> table(const std::vector<T>& values, int columns) {
-  const auto rows = pybind11::ssize_t(columns ? values.size() / columns : 0);
-  return pybind11::array_t<T>({rows, pybind11::ssize_t(columns)}, values.data());
+pybind11::array_t<T> table(const std::vector<T>& values, size_t rows, int columns) {
+  return pybind11::array_t<T>({pybind11::ssize_t(rows), pybind11::ssize_t(columns)}, values.data());
 }
 
 inline pybind11::dict as_dict(const TraceColumns& c) {
@@ -27,9 +26,9 @@ inline pybind11::dict as_dict(const TraceColumns& c) {
   columns["extra_kind"] = column(c.extra_kind), columns["rows"] = column(c.rows), columns["sequences"] = column(c.sequences);
   columns["source"] = column(c.source), columns["start"] = column(c.start), columns["draft_time"] = column(c.draft_time);
   columns["verify_time"] = column(c.verify_time), columns["sample_time"] = column(c.sample_time), columns["host_time"] = column(c.host_time);
-  columns["catch_up_agreement"] = column(c.catch_up_agreement), columns["drafted"] = table(c.drafted, c.tau_max);
-  columns["draft_logprob"] = table(c.draft_logprob, c.tau_max), columns["target_logprob"] = table(c.target_logprob, c.tau_max);
-  columns["agreement"] = table(c.agreement, c.tau_max);
+  columns["catch_up_agreement"] = column(c.catch_up_agreement), columns["drafted"] = table(c.drafted, c.cycle.size(), c.tau_max);
+  columns["draft_logprob"] = table(c.draft_logprob, c.cycle.size(), c.tau_max), columns["target_logprob"] = table(c.target_logprob, c.cycle.size(), c.tau_max);
+  columns["agreement"] = table(c.agreement, c.cycle.size(), c.tau_max);
   return columns;
 }
 

@@ -16,9 +16,9 @@ from paceline import _core, checks
 from paceline.chat_template import are_messages
 from paceline.devices import Device, ignored_on_cuda, make_backend, profile_cycles, refuse_on_cuda
 from paceline.kv_budget import available_memory, default_kv_cache_tokens, kv_bytes_per_position, weight_bytes
-from paceline.loading import Checkpoint, core_config, default_directory, load_cached_weights, load_weights, read_config
-from paceline.memory_plan import MemoryPlan, plan_memory
+from paceline.loading import Checkpoint, default_directory, read_config
 from paceline.sampling_params import MAX_TAU
+from paceline.settings import Settings
 from paceline.tokenizer import Tokenizer, refuse_other_tokenizer
 
 _integer = functools.partial(checks.integer, "Engine")
@@ -45,109 +45,14 @@ DEFAULT_NGRAM_TAU = 7  # proposals cost nothing, rows of the target little; runs
 DEFAULT_TAU = 3  # near the knee of verification cost on CPUs; the bundled pair is fastest at 2 or 3
 DEFAULT_TAU_MAX = 8  # where a policy chooses up to it
 MAX_ROWS = 512  # of a verify pass
-PREFILL_CHUNK = {"cpu": 256, "cuda": 64}  # rows of a prompt per pass: weights are read once per chunk; a product on CUDA has 64
 THREADS_PER_CORE = 8  # at most; more than one is only ever slower
-PREFILL_CHUNK_BESIDE = 0  # of one while others decode. 0: as many as cost four plain passes
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """An engine's arguments with every "auto" and None resolved. Names as in Engine."""
-
-    target: Checkpoint
-    draft: Checkpoint | None
-    drafter: Literal["model", "ngram", "chain"] | None
-    """Who proposes; None: nobody."""
-    tokenizer: Tokenizer | None
-    dtype: str
-    draft_dtype: str
-    kv_dtype: str
-    num_speculative_tokens: int
-    policy: str
-    verify_budget: int | None
-    latency_target: float | None
-    min_draft_confidence: float
-    acceptance: str
-    max_model_len: int
-    max_num_seqs: int
-    max_queue: int
-    kv_cache_tokens: int
-    prefix_cache_bytes: int | None
-    trace_cycles: int
-    weights_cache: Path | None
-    vocab_size: int
-    """Ids that exist: the target's tokenizer decides, and config.json without one."""
-    notes: tuple[str, ...]
-    profile_cycles: tuple[int, int]
-    """Cycles that a profiler captures, counted from 1; (0, 0): none."""
-    device: Literal["cpu", "cuda"]
-    num_threads: int | None
-    """Computing threads; None on device cuda, which has none."""
-    backend: _core.Backend
-
-    def load(self, checkpoint: Checkpoint, dtype: str) -> tuple[_core.Weights, str | None]:
-        """(weights, note)."""
-        if self.weights_cache is None:
-            return load_weights(self.backend, checkpoint, dtype), None
-        return load_cached_weights(self.weights_cache, self.backend, checkpoint, dtype)
-
-    def plan(self) -> MemoryPlan:
-        """Of an engine that is not built yet."""
-        draft = core_config(self.draft) if self.draft else None
-        free = self.backend.free_bytes() if self.device == "cuda" else available_memory()
-        return plan_memory(self.backend, core_config(self.target), self.dtype, draft, self.draft_dtype, self.for_core(), free)
-
-    def no_room(self, error: Exception) -> _core.CapacityError:
-        """How much an engine takes and what decides that, instead of the name of a call."""
-        try:
-            plan = f"; {self.plan()}"
-        except (RuntimeError, MemoryError):  # no room even for that
-            plan = ""
-        dtypes = f"dtype={self.dtype!r}" + (f", draft_dtype={self.draft_dtype!r}" if self.draft else "")
-        return _core.CapacityError(
-            f"[Engine] no memory on device {self.device} for kv_cache_tokens={self.kv_cache_tokens}, max_num_seqs={self.max_num_seqs}, "
-            f"max_model_len={self.max_model_len}, {dtypes}: lower one of them, or take a smaller dtype ({error}){plan}")
-
-    def token_bytes(self) -> list[bytes]:
-        """Empty without a tokenizer. Ids of the model that the tokenizer does not know cannot be chosen."""
-        return self.tokenizer.token_bytes if self.tokenizer else []
-
-    def warmup_drafts(self) -> int:
-        return min(self.num_speculative_tokens, self.max_model_len - 1, self.kv_cache_tokens - 1)
-
-    def for_core(self) -> _core.EngineOptions:
-        return _core.EngineOptions(
-            num_speculative_tokens=self.num_speculative_tokens, acceptance=self.acceptance, max_model_len=self.max_model_len,
-            max_num_seqs=self.max_num_seqs, kv_dtype=self.kv_dtype, kv_cache_tokens=self.kv_cache_tokens,
-            prefill_chunk=PREFILL_CHUNK[self.device],
-            vocab_limit=self.vocab_size, token_bytes=self.token_bytes()[:self.vocab_size], debug_hash=False,
-            profile_first=self.profile_cycles[0], profile_last=self.profile_cycles[1], cycles_in_flight=0,
-            prefill_chunk_beside=PREFILL_CHUNK_BESIDE, trace_cycles=self.trace_cycles,
-            prefix_cache_bytes=-1 if self.prefix_cache_bytes is None else self.prefix_cache_bytes,
-            policy=self.policy, verify_budget=self.verify_budget or 0, latency_target=self.latency_target or 0.0,
-            min_draft_confidence=self.min_draft_confidence,
-            drafter=self.drafter or "model", draft_cost=0.0)
-
-    def info(self) -> dict[str, Any]:
-        return {
-            "target": str(self.target.directory), "draft": str(self.draft.directory) if self.draft else None,
-            "drafter": self.drafter,
-            "architecture": self.target.architecture, "tokenizer": self.tokenizer.source if self.tokenizer else None, "dtype": self.dtype,
-            "draft_dtype": self.draft_dtype if self.draft else None, "kv_dtype": self.kv_dtype,
-            "num_speculative_tokens": self.num_speculative_tokens, "policy": self.policy, "verify_budget": self.verify_budget,
-            "latency_target": self.latency_target, "min_draft_confidence": self.min_draft_confidence,
-            "acceptance": self.acceptance, "max_model_len": self.max_model_len,
-            "max_num_seqs": self.max_num_seqs, "max_queue": self.max_queue, "kv_cache_tokens": self.kv_cache_tokens,
-            "prefix_cache_bytes": self.prefix_cache_bytes, "trace_cycles": self.trace_cycles, "vocab_size": self.vocab_size,
-            "weights_cache": str(self.weights_cache) if self.weights_cache else None, "num_threads": self.num_threads,
-            "eos_token_ids": self.target.eos_token_ids, "notes": self.notes}
 
 
 def resolve(*, target: PathLike | None, draft: PathLike | None, drafter: str,
             tokenizer: PathLike | tokenizers.Tokenizer | None, device: str, dtype: str, draft_dtype: str, kv_dtype: str, num_speculative_tokens: int | str, policy: str, verify_budget: int | None,
             latency_target: float | None, min_draft_confidence: float, acceptance: str, max_model_len: int | None,
             max_num_seqs: int, max_queue: int, kv_cache_tokens: int | None, prefix_cache_bytes: int | None, trace_cycles: int,
-            num_threads: int | None, weights_cache: PathLike | None, planning: bool = False) -> Settings:
+            num_threads: int | None, weights_cache: PathLike | None, cost_cache: PathLike | None, planning: bool = False) -> Settings:
     """planning: the engine will not be built, and its checkpoints may lack their weights."""
     notes: list[str] = []
     _one_of("device", device, get_args(Device))
@@ -161,6 +66,9 @@ def resolve(*, target: PathLike | None, draft: PathLike | None, drafter: str,
     tau = _tau(num_speculative_tokens, kind_of_drafter, policy, num_seqs)
     budget, latency, confidence = _policy(policy, verify_budget, latency_target, min_draft_confidence, kind_of_drafter)
     cache = default_directory() if weights_cache == "auto" else None if weights_cache is None else _path("weights_cache", weights_cache, _CACHE)
+    costs = default_directory() if cost_cache == "auto" else None if cost_cache is None else _path("cost_cache", cost_cache, _CACHE)
+    if costs is not None and policy not in ("auto", "latency"):
+        raise ValueError(f'[Engine] cost_cache must be None with policy="{policy}", which goes by no costs, got {cost_cache!r}')
     target_files = read_config(_directory("target", target), planning=planning)
     draft_files = _within_its_window(read_config(_directory("draft", draft), planning=planning), notes) if draft is not None else None
     words = _tokenizer(tokenizer, target_files)
@@ -187,7 +95,7 @@ def resolve(*, target: PathLike | None, draft: PathLike | None, drafter: str,
         kv_dtype=kv, num_speculative_tokens=tau, policy=policy, verify_budget=budget, latency_target=latency, min_draft_confidence=confidence,
         acceptance=acceptance, max_model_len=length, max_num_seqs=num_seqs, max_queue=queue,
         kv_cache_tokens=_kv_cache_tokens(kv_cache_tokens, num_seqs, length, per_position, max(0, free), notes),
-        prefix_cache_bytes=prefixes, trace_cycles=rows, weights_cache=cache, vocab_size=_vocab_size(target_files, words), notes=tuple(notes),
+        prefix_cache_bytes=prefixes, trace_cycles=rows, weights_cache=cache, cost_cache=costs, vocab_size=_vocab_size(target_files, words), notes=tuple(notes),
         profile_cycles=profile_cycles(), device=kind, num_threads=(threads or _core.usable_threads()) if kind == "cpu" else None,
         backend=backend)
 

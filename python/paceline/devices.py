@@ -1,6 +1,8 @@
 """Which device an engine runs on, and which of its arguments are the CPU's alone."""
 
 import os
+import platform
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -48,3 +50,10 @@ def profile_cycles() -> tuple[int, int]:
     if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
         raise ValueError(f"[Engine] PACELINE_PROFILE_CYCLES must be A-B with 1 <= A <= B, got {given!r}")
     return int(first), int(last)
+
+
+def processor() -> str:
+    """Of this machine, by name, with how many cores may be used."""
+    lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines() if sys.platform == "linux" else []
+    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return f"{name}, {_core.usable_threads()} cores"

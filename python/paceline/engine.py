@@ -15,6 +15,7 @@ import tokenizers
 from paceline import _core, checks
 from paceline.arguments import (AcceptanceRule, Drafter, Dtype, KvDtype, Messages, PathLike, Policy, Prompt, prompt_ids, render_messages,
                                 resolve)
+from paceline.calibration import Calibration, calibrate, kinds_of_cycles, read_costs, write_costs
 from paceline.called import called
 from paceline.devices import Device
 from paceline.diagnosis.diagnose import Diagnosis, diagnose_traces
@@ -49,7 +50,8 @@ class Engine:
                  min_draft_confidence: float = 0.0, acceptance: AcceptanceRule = "coupled",
                  max_model_len: int | None = None, max_num_seqs: int = 1, max_queue: int = 1024, kv_cache_tokens: int | None = None,
                  prefix_cache_bytes: int | None = None, trace_cycles: int = 4096,
-                 num_threads: int | None = None, weights_cache: PathLike | Literal["auto"] | None = None, warmup: bool = True) -> None:
+                 num_threads: int | None = None, weights_cache: PathLike | Literal["auto"] | None = None,
+                 cost_cache: PathLike | Literal["auto"] | None = None, warmup: bool = True) -> None:
         """Read the checkpoints and take all the memory that will ever be needed.
 
         target, draft: local directories in Hugging Face format (config.json, model.safetensors or its shards, tokenizer.json).
@@ -103,6 +105,9 @@ class Engine:
             writers left unfinished is removed by a later one, after a day. An engine's file may be removed or replaced while it is in
             use, but shortening or overwriting it in place ends the process (SIGBUS) or changes the weights. With device="cuda" it stays
             None; where "auto" became CUDA no such file is read or written, weights are packed again, and info["notes"] says so.
+        cost_cache: a directory where what cycles cost is kept for the next engine of the same models and sizes on this machine, so that "auto"
+            and "latency" need not learn it anew; "auto" as in weights_cache. Read now, written by `calibrate` and `close`. A file that is
+            damaged or cannot be written is done without. With policy "auto" or "latency", and only then.
         warmup: run one verification pass now, so that the first request does not pay for first touches of memory.
 
         Raises ValueError (arguments), ModelFileError (files), CapacityError (memory), RuntimeError (device).
@@ -114,7 +119,7 @@ class Engine:
             num_speculative_tokens=num_speculative_tokens, policy=policy, verify_budget=verify_budget, latency_target=latency_target,
             min_draft_confidence=min_draft_confidence, acceptance=acceptance, max_model_len=max_model_len, max_num_seqs=max_num_seqs,
             max_queue=max_queue, kv_cache_tokens=kv_cache_tokens, prefix_cache_bytes=prefix_cache_bytes, trace_cycles=trace_cycles,
-            num_threads=num_threads, weights_cache=weights_cache)
+            num_threads=num_threads, weights_cache=weights_cache, cost_cache=cost_cache)
         self._arguments = self._with_config(config, given)
         settings = resolve(**self._arguments)
         try:
@@ -125,11 +130,13 @@ class Engine:
             raise settings.no_room(error) from error
         self._tokenizer, self._token_bytes = settings.tokenizer, settings.token_bytes()  # not the settings: close() could not drop their backend
         self._eos_token_ids = settings.target.eos_token_ids
+        self._costs = settings.cost_file()
+        notes = settings.notes + tuple(note for note in (target_note, draft_note, self._learned()) if note)
         _live.add(self)
         if warmup:
             self._core.verify([0], [0] * settings.warmup_drafts())
         self.info: dict[str, Any] = settings.info() | {
-            "notes": settings.notes + tuple(note for note in (target_note, draft_note) if note),
+            "notes": notes,
             "config": None if config is None else str(config), "device": settings.backend.description, "warmup": warmup, "weight_bytes": self._core.weight_bytes, "kv_cache_bytes": self._core.kv_bytes,
             "workspace_bytes": self._core.workspace_bytes}
         """What is in use: every setting as resolved, memory in bytes, and notes on what was decided for the caller."""
@@ -290,12 +297,43 @@ class Engine:
         return diagnose_engine(self, several, tau=judged, max_tokens=checks.integer("diagnose", "max_tokens", max_tokens, 2),
                                repetitions=checks.integer("diagnose", "repetitions", repetitions, 1), **sampling)
 
+    def calibrate(self) -> Calibration:
+        """Measure what passes cost here: 12 passes of both models at most, before the first request that counts. A policy "auto" or "latency"
+        then begins with the tau it would have found, and with `cost_cache` the next engine does too. Nothing else should run meanwhile. It is
+        never needed: costs are learned from the cycles that run, and no request waits for that.
+
+        Raises ValueError without a trace to read them from (trace_cycles=0), and what `generate` raises.
+        """
+        found = calibrate(self)
+        self._keep_costs()
+        return found
+
+    def _learned(self) -> str | None:
+        """Takes over what earlier engines have left; what is wrong with it."""
+        if self._costs is None:
+            return None
+        cycles, wrong = read_costs(self._costs[0])
+        try:
+            self._core.learn(cycles)
+        except ValueError as error:
+            wrong = f"{self._costs[0]}: {error}"
+        return wrong and f"cost_cache: {wrong}; done without"
+
+    def _keep_costs(self) -> None:
+        if self._costs is None:
+            return
+        with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: closed, or a forked child's
+            cycles = kinds_of_cycles(self.trace())
+            if cycles:
+                write_costs(*self._costs, cycles)
+
     def _token_texts(self) -> dict[int, str]:
         return self._tokenizer.shown_texts() if self._tokenizer else {}
 
     def close(self) -> None:
         """End the engine's thread after the cycle it is in, and give the memory back. Requests under way, and later calls, end with a
         RuntimeError, after what they were given before."""
+        self._keep_costs()
         self._core.close()
 
     def __repr__(self) -> str:

@@ -13,7 +13,7 @@ from paceline.loading import read_config
 DEFAULTS = dict(
     draft=None, drafter="auto", tokenizer=None, device="cpu", dtype="auto", draft_dtype="auto", kv_dtype="auto", weights_cache=None, num_speculative_tokens="auto",
     policy="fixed", verify_budget=None, latency_target=None, min_draft_confidence=0.0, acceptance="coupled", max_model_len=None, max_num_seqs=1, max_queue=1024, kv_cache_tokens=None, prefix_cache_bytes=None,
-    trace_cycles=4096, num_threads=None)
+    trace_cycles=4096, num_threads=None, cost_cache=None)
 
 
 def settings(**given):

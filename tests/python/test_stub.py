@@ -126,7 +126,7 @@ def test_the_stub_s_options_are_the_fields_of_the_struct(name, header):
 
 
 ENGINE = ["target", "draft", "config", "drafter", "tokenizer", "device", "dtype", "draft_dtype", "kv_dtype", "num_speculative_tokens", "policy",
-          "verify_budget", "latency_target", "min_draft_confidence", "acceptance", "max_model_len", "max_num_seqs", "max_queue", "kv_cache_tokens", "prefix_cache_bytes", "trace_cycles", "num_threads", "weights_cache", "warmup"]
+          "verify_budget", "latency_target", "min_draft_confidence", "acceptance", "max_model_len", "max_num_seqs", "max_queue", "kv_cache_tokens", "prefix_cache_bytes", "trace_cycles", "num_threads", "weights_cache", "cost_cache", "warmup"]
 SAMPLING = {"max_tokens": None, "temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0,
             "presence_penalty": 0.0, "frequency_penalty": 0.0, "logit_bias": None, "seed": None, "stop": None, "stop_token_ids": None,
             "ignore_eos": False, "logprobs": None, "num_speculative_tokens": None}
@@ -140,7 +140,7 @@ def test_engine_s_arguments_are_those_of_the_design():
     defaults = {p.name: p.default for p in parameters}
     assert defaults == {name: "auto" for name in auto} | {"policy": "fixed", "min_draft_confidence": 0.0, "acceptance": "coupled", "max_num_seqs": 1, "max_queue": 1024, "trace_cycles": 4096, "warmup": True} | {
         name: None for name in ("target", "draft", "config", "tokenizer", "verify_budget", "latency_target", "max_model_len", "kv_cache_tokens", "prefix_cache_bytes",
-                                "num_threads", "weights_cache")}
+                                "num_threads", "weights_cache", "cost_cache")}
 
 
 def test_sampling_params_are_those_of_the_design():

@@ -58,3 +58,10 @@ def test_a_closed_engine_has_no_trace():
     engine.close()
     with pytest.raises(RuntimeError, match="the engine is closed"):
         engine.trace()
+
+
+def test_a_trace_of_plain_decoding_has_no_columns_of_drafts():
+    with Engine(demo_pair()[0]) as engine:
+        engine.generate("import ", max_tokens=5, ignore_eos=True)
+        trace = engine.trace()
+    assert trace.drafted.shape == trace.agreement.shape == (5, 0) and len(trace.where(trace.cycle > 2)) == 3

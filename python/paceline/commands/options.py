@@ -10,7 +10,7 @@ from paceline.devices import Device
 from paceline.sampling_params import MAX_TAU
 
 ENGINE_OPTIONS = ("target", "draft", "drafter", "tokenizer", "device", "dtype", "draft_dtype", "kv_dtype", "acceptance", "max_model_len",
-                  "kv_cache_tokens", "num_threads", "weights_cache", "num_speculative_tokens", "policy", "verify_budget",
+                  "kv_cache_tokens", "num_threads", "weights_cache", "cost_cache", "num_speculative_tokens", "policy", "verify_budget",
                   "latency_target", "min_draft_confidence")
 
 
@@ -32,6 +32,7 @@ def add_models(parser: argparse.ArgumentParser, *, several_drafts: bool = False)
         models.add_argument(f"--{name}", choices=choices, help=what)
     models.add_argument("--weights-cache", metavar="DIR",
                         help="keep packed weights there for the next start; auto: ~/.cache/paceline (default: nowhere)")
+    models.add_argument("--cost-cache", metavar="DIR", help="keep what cycles cost there, for --policy auto and latency; auto: ~/.cache/paceline (default: nowhere)")
     for name, what in (("max-model-len", "tokens of the sequence at most, prompt included (default: the target's context)"),
                        ("kv-cache-tokens", "positions of the KV cache (default: those of the sequence, at most 8192)"),
                        ("num-threads", "computing threads (default: one per core)")):

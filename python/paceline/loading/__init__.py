@@ -2,6 +2,7 @@
 
 from paceline.loading.checkpoint import Checkpoint, core_config, load_weights, read_config
 from paceline.loading.config import ModelConfig
-from paceline.loading.weights_cache import default_directory, load_cached_weights
+from paceline.loading.weights_cache import default_directory, load_cached_weights, weights_key
 
-__all__ = ["Checkpoint", "ModelConfig", "core_config", "default_directory", "load_cached_weights", "load_weights", "read_config"]
+__all__ = ["Checkpoint", "ModelConfig", "core_config", "default_directory", "load_cached_weights", "load_weights", "read_config",
+           "weights_key"]

@@ -44,7 +44,7 @@ def default_directory() -> Path:
 
 def load_cached_weights(directory: Path, backend: _core.Backend, checkpoint: Checkpoint, dtype: str) -> tuple[_core.Weights, str | None]:
     """(weights, note): from the directory's file, or from the checkpoint and then into that file. Trouble with the file is a note."""
-    key = _key(checkpoint, dtype)
+    key = weights_key(checkpoint, dtype)
     path = directory / f"{checkpoint.directory.name[:40]}-{dtype}-{key[:16]}.packed"
     packed, why = _mapped(path, key)
     if packed is not None:
@@ -64,7 +64,8 @@ def load_cached_weights(directory: Path, backend: _core.Backend, checkpoint: Che
     return weights, why and f"weights_cache: {path} {why}; written anew"
 
 
-def _key(checkpoint: Checkpoint, dtype: str) -> str:
+def weights_key(checkpoint: Checkpoint, dtype: str) -> str:
+    """Of all that packed weights depend on, the checkpoint's files by their state."""
     parts = [FORMAT, dtype, dataclasses.asdict(checkpoint.config)]
     parts += [[str(file.resolve()), *state] for file, state in sorted(checkpoint.files.items())]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
