@@ -11,6 +11,7 @@ import numpy as np
 import paceline
 import peers
 import planted_pair
+import prediction
 import pytest
 
 
@@ -24,6 +25,8 @@ import pytest
     (decode, ["demo", "--tokens", "500"], "the prompt and --tokens need 533 positions, the target has 512"),
     (drafters, ["demo", "--tau", "0"], "argument --tau: must be an int in [1, 64], got 0"),
     (drafters, ["tiny"], "argument pair: must be one of demo or a directory with target and draft, got tiny"),
+    (prediction, ["demo", "--alpha", "0.5"], "--alpha is of a planted pair, one of tiny, 1.1b; demo has its own"),
+    (prediction, ["tiny", "--prompts", "1"], "argument --prompts: must be an int in [2, 1000], got 1"),
     (decode, ["demo", "--threads", "0"], "argument --threads: must be an int in [1, 1024], got 0"),
     (decode, ["tiny", "--alpha", "1.5"], "argument --alpha: must be a number in [0, 1], got 1.5"),
     (decode, ["tiny", "--alpha", "nan"], "argument --alpha: must be a number in [0, 1], got nan"),
