@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "math/fixed_sum.h"
+
 namespace paceline {
 namespace {
 
