@@ -59,7 +59,7 @@ void Scheduler::commit(Sequence& sequence, const Flight::Part& part, std::vector
   stats.verify_time += output.verify_time;
   stats.sample_time += output.sample_time;
 
-  judged_.push_back({sequence.id, output.tau, result.accepted, kept, sequence.params.num_speculative_tokens >= 0});
+  judged_.push_back({sequence.id, part.most - 1, output.tau, result.accepted, kept, sequence.params.num_speculative_tokens >= 0});
   record(sequence, part, output);
   drafter_->learn(slot, part.source, result.tau, result.accepted, {cycle_.tokens(slot), size_t(result.emitted)});
   sequence.tokens.insert(sequence.tokens.end(), output.tokens.begin(), output.tokens.end());
@@ -132,6 +132,7 @@ void Scheduler::drop_cancelled(std::vector<Output>& outputs) {
       waiting_.erase(waiting);
     } else if (active != active_.end()) {
       finish(**active, outputs.emplace_back(), FinishReason::cancelled);
+      controller_->forget(id);
       active_.erase(active);
     }
   }

@@ -40,7 +40,7 @@ struct TauChoice {
 // What became of one request's part of a cycle.
 struct Judged {
   int64_t request;
-  int tau, accepted, emitted;
+  int asked, tau, accepted, emitted;  // asked: drafts it was launched with; tau: those that were verified, fewer where they ended early
   bool own = false;  // its tau was its own
 };
 

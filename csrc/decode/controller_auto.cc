@@ -82,7 +82,8 @@ void AutoController::choose(std::span<const Candidate> candidates, std::span<Tau
     for (int i = 0; i < sequences; ++i)
       choices[i] = candidates[i].own >= 0 ? TauChoice{candidates[i].own, TauReason::request} : TauChoice{std::min(tau, candidates[i].most), reason};
   };
-  if (passes_since_plain_ >= kMeasureEvery) return everybody(TauReason::measure, 0);
+  const bool all_may_be_plain = std::none_of(candidates.begin(), candidates.end(), [](const Candidate& each) { return each.own > 0; });
+  if (passes_since_plain_ >= kMeasureEvery && all_may_be_plain) return everybody(TauReason::measure, 0);
   if (!costs_.knows_plain() || !costs_.knows_draft()) return everybody(TauReason::start, std::min(kStartTau, options_.tau));
 
   double reserved = 0;
@@ -172,10 +173,10 @@ void AutoController::best(std::span<const Candidate> candidates, std::span<TauCh
 void AutoController::count(Request& r, const Judged& judged, double gained) {
   r.credit = std::min(r.credit + gained, kCredit);
   r.net = SpeculationLedger::kNetDecay * r.net + gained;
-  const int tried = judged.accepted < judged.tau ? judged.accepted + 1 : judged.tau;
+  const int tried = std::min(judged.tau, judged.emitted);  // a stop or limit may come before the first rejection
   for (int place = 1; place <= tried; ++place) {
     r.acceptance.add(place <= judged.accepted);
-    pooled_.add(place <= judged.accepted);
+    if (!judged.own) pooled_.add(place <= judged.accepted);
   }
   if (r.probes_left > 0) {
     --r.probes_left;
@@ -186,25 +187,26 @@ void AutoController::count(Request& r, const Judged& judged, double gained) {
 }
 
 void AutoController::observe(const CycleCost& cost, std::span<const Judged> judged) {
-  const double usual = costs_.cycle(cost.steps, cost.steps ? double(cost.rows - cost.sequences) / cost.steps : 0, cost.rows);
+  const double usual = costs_.usual(cost);
   costs_.add(cost);
-  const int drafts = cost.rows - cost.sequences;
+  int asked = 0;  // whether or not they were verified: their passes were run
+  for (const Judged& each : judged) asked += each.asked;
   const double plain = costs_.plain(cost.sequences);
   const double seconds = usual > 0 ? std::min(cost.total(), kHiccup * usual) : cost.total();
   const double dearer = plain > 0 ? seconds / plain - 1 : 0;  // plain passes, shared among its drafts
-  passes_since_plain_ = drafts ? passes_since_plain_ + 1 : 0;
+  passes_since_plain_ = cost.steps ? passes_since_plain_ + 1 : 0;
   double all_gained = 0;  // tokens; what a request has asked for itself is its own affair
   for (const Judged& each : judged) {
     Request& r = request(each.request);
-    if (each.tau > 0) {
-      const double gained = each.emitted - 1 - dearer * cost.sequences * each.tau / drafts;
+    if (each.asked > 0) {
+      const double gained = each.emitted - 1 - dearer * cost.sequences * each.asked / asked;
       if (!each.own) all_gained += gained;
       count(r, each, gained);
     } else if (r.plain) {
       ++r.waited;
     }
   }
-  if (drafts) ledger_.gained(all_gained / cost.sequences);
+  if (cost.steps) ledger_.gained(all_gained / cost.sequences);
   else ledger_.plain(1);
 }
 

@@ -12,7 +12,7 @@ constexpr double kStep = 0.02, kShareMissed = 0.005;
 }  // namespace
 
 void LatencyController::observe(const CycleCost& cost, std::span<const Judged> judged) {
-  const double expected = costs().cycle(cost.steps, cost.steps ? double(cost.rows - cost.sequences) / cost.steps : 0, cost.rows);
+  const double expected = costs().usual(cost);
   if (expected > 0) ratio_[size_t(count_++ % int64_t(ratio_.size()))] = float(cost.total() / expected);
   sequences_ = cost.sequences;
   piece_ = 0;

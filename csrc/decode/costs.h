@@ -63,6 +63,10 @@ class Costs {
   int most_rows_known() const { return verify_.most_known(); }
   // A cycle of `steps` draft passes of `drafting` sequences on average, and one pass of the target over `rows` rows.
   double cycle(int steps, double drafting, int rows) const { return steps * draft_step(drafting) + verify(rows); }
+  // Of a cycle like this one.
+  double usual(const CycleCost& c) const {
+    return cycle(c.steps, c.steps ? std::max(double(c.rows - c.sequences) / c.steps, 1.0) : 0.0, c.rows);
+  }
   double plain(int sequences) const { return verify(sequences); }
   double draft_step(double drafting) const { return drafting > 0 ? draft_.at(drafting) : 0; }
   // The target's pass with all that follows it.

@@ -80,6 +80,7 @@ bool Scheduler::launch() {
   const SpanScope span(backend_, Span::launch, tau_max);
   profile_cycle();
   flight.cycle = cycles_launched_;
+  flight.steps = draft_runs ? tau_max : 0;
   flight.start = Clock::now();
   target_.cache().publish();
   if (draft_) draft_->cache().publish();
@@ -99,7 +100,6 @@ void Scheduler::profile_cycle() {
 void Scheduler::collect(std::vector<Output>& outputs) {
   const SpanScope span(backend_, Span::collect, int64_t(flights_.front().parts.size()));
   cycle_.wait();
-  plain_pass_seconds_.add(cycle_.verify_seconds());
   collected_ = std::move(flights_.front());
   flights_.pop_front();
   measure_host();
@@ -107,6 +107,8 @@ void Scheduler::collect(std::vector<Output>& outputs) {
     return std::find_if(active_.begin(), active_.end(), [&](const auto& each) { return each->id == part.request; });
   };
   std::erase_if(collected_.parts, [&](const Flight::Part& part) { return find(part) == active_.end(); });
+  if (collected_.parts.empty()) return;  // it had no rows
+  plain_pass_seconds_.add(cycle_.verify_seconds());
   judged_.clear();
   for (const Flight::Part& part : collected_.parts) {
     Sequence& sequence = **find(part);
@@ -114,7 +116,8 @@ void Scheduler::collect(std::vector<Output>& outputs) {
     sequence.in_flight_tokens -= part.most;
     commit(sequence, part, outputs);
   }
-  controller_->observe(cost(), judged_);
+  const CycleCost cost = cost_of_collected();
+  if (!cycle_.limits().records || cost.rows == *cycle_.evidence().rows) controller_->observe(cost, judged_);  // else it had rows of who has left
   for (const auto& each : active_)
     if (each->slot < 0) controller_->forget(each->id);
   std::erase_if(active_, [](const auto& each) { return each->slot < 0; });
@@ -130,12 +133,11 @@ void Scheduler::measure_host() {
   last_read_ = now;
 }
 
-// Of the cycle that was read. Of who has ended since it was launched nothing is known but that it took part.
-CycleCost Scheduler::cost() const {
-  int drafts = 0, steps = 0;
-  for (const Judged& each : judged_) drafts += each.tau, steps = std::max(steps, each.tau);
+CycleCost Scheduler::cost_of_collected() const {
+  int drafts = 0;
+  for (const Judged& each : judged_) drafts += each.tau;
   const int sequences = int(collected_.parts.size());
-  return {sequences, sequences + drafts, steps, cycle_.draft_seconds(), cycle_.verify_seconds(), cycle_.sample_seconds() + host_seconds_};
+  return {sequences, sequences + drafts, collected_.steps, cycle_.draft_seconds(), cycle_.verify_seconds(), cycle_.sample_seconds() + host_seconds_};
 }
 
 }  // namespace paceline

@@ -174,7 +174,7 @@ bool Scheduler::reserve(bool draft, int slot, int positions) {
 void Scheduler::learn(const std::vector<CycleCost>& cycles) {
   for (const CycleCost& c : cycles)
     require(c.sequences >= 1 && c.sequences <= options_.max_num_seqs && c.steps >= 0 && c.steps <= cycle_.limits().tau_max && c.rows >= c.sequences &&
-                c.rows <= c.sequences * (c.steps + 1) && (c.steps == 0) == (c.rows == c.sequences) && c.draft >= 0 && c.verify >= 0 && c.rest >= 0 &&
+                c.rows <= c.sequences * (c.steps + 1) && c.draft >= 0 && c.verify >= 0 && c.rest >= 0 &&
                 std::isfinite(c.total()),
             "[Engine] costs must be of cycles that this engine could run, got ", c.sequences, " sequences, ", c.rows, " rows, ", c.steps, " steps, ", c.total(), " s");
   for (const CycleCost& each : cycles) controller_->observe(each, {});

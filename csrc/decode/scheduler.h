@@ -82,6 +82,7 @@ class Scheduler {
     };
     std::vector<Part> parts;
     int64_t cycle = 0;        // its number, from 1
+    int steps = 0;            // passes of the draft
     Clock::time_point start;  // when it was launched
   };
 
@@ -107,7 +108,7 @@ class Scheduler {
   void profile_cycle();
   void collect(std::vector<Output>& outputs);
   void measure_host();
-  CycleCost cost() const;
+  CycleCost cost_of_collected() const;
   void commit(Sequence& sequence, const Flight::Part& part, std::vector<Output>& outputs);
   void record(const Sequence& sequence, const Flight::Part& part, const Output& output);
   void finish(Sequence& sequence, Output& output, FinishReason reason);

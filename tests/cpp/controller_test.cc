@@ -204,7 +204,7 @@ TEST(requests_of_a_pass_have_their_own_taus) {
     for (int i = 0; i < 2; ++i) {
       int accepted = 0;
       while (accepted < choices[i].tau && uniform(random) < (i == 0 ? 0.9 : 0.0)) ++accepted;
-      judged[i] = {candidates[i].request, choices[i].tau, accepted, accepted + 1};
+      judged[i] = {candidates[i].request, choices[i].tau, choices[i].tau, accepted, accepted + 1};
       rows += choices[i].tau;
       if (cycle >= 500) drafts[i] += choices[i].tau / 1500.0;
     }
@@ -212,6 +212,66 @@ TEST(requests_of_a_pass_have_their_own_taus) {
     controller->observe({2, rows, steps, 0.1 * steps, 1 + 0.02 * (rows - 1), 0.02}, judged);
   }
   CHECK(drafts[0] > 4 && drafts[1] < 0.1, drafts[0], " and ", drafts[1], " drafts per cycle");
+}
+
+// Whoever has a tau of its own keeps it, and its neighbour is speculated for as if it were not there.
+TEST(a_neighbour_with_its_own_tau_stops_nobody) {
+  const auto controller = make_controller({.policy = Policy::automatic, .tau = kTauMax, .max_sequences = 2});
+  std::mt19937_64 random(5);
+  std::uniform_real_distribution<double> uniform(0, 1);
+  double drafts = 0;
+  for (int cycle = 0; cycle < 2000; ++cycle) {
+    const Candidate candidates[2] = {{1, kTauMax, 0, 2}, {2, kTauMax, 0}};
+    TauChoice choices[2] = {};
+    controller->choose(candidates, choices);
+    CHECK(choices[0].tau == 2 && choices[0].reason == TauReason::request, choices[0].tau);
+    Judged judged[2];
+    for (int i = 0; i < 2; ++i) {
+      int accepted = 0;
+      while (accepted < choices[i].tau && uniform(random) < 0.9) ++accepted;
+      judged[i] = {candidates[i].request, choices[i].tau, choices[i].tau, accepted, accepted + 1, i == 0};
+    }
+    const int rows = 2 + choices[0].tau + choices[1].tau, steps = std::max(choices[0].tau, choices[1].tau);
+    controller->observe({2, rows, steps, 0.1 * steps, 1 + 0.02 * (rows - 1), 0.02}, judged);
+    drafts += choices[1].tau / 2000.0;
+  }
+  CHECK(drafts > 3, drafts, " drafts per cycle");
+}
+
+// The draft's passes run and nothing of them is verified: its rows are never sure enough, or cannot be used.
+TEST(drafts_that_end_before_they_begin_cost_three_per_cent_at_most) {
+  const auto controller = automatic();
+  double seconds = 0, lost = 0;
+  int cycles_with_drafts = 0;
+  for (int cycle = 0; cycle < 5000; ++cycle) {
+    const Candidate candidate{1, kTauMax, 0};
+    TauChoice choice{};
+    controller->choose({&candidate, 1}, {&choice, 1});
+    const CycleCost cost{1, 1, choice.tau, 0.1 * choice.tau, 1.0, 0.02};
+    const Judged judged{1, choice.tau, 0, 0, 1};
+    controller->observe(cost, {&judged, 1});
+    seconds += cost.total(), lost += cost.draft, cycles_with_drafts += choice.tau > 0;
+  }
+  CHECK(lost <= 0.03 * (seconds - lost), lost, " of ", seconds, ", ", cycles_with_drafts, " cycles with drafts");
+}
+
+// A stop ends a cycle at a draft that was accepted: nothing was rejected, so nothing may be held against the draft.
+TEST(what_a_stop_cut_off_was_not_rejected) {
+  double drafts[2] = {};
+  for (bool cut : {false, true}) {
+    const auto controller = automatic();
+    for (int64_t request = 1; request <= 3000; ++request) {  // of one cycle with drafts each
+      const Candidate candidate{request, kTauMax, 0};
+      TauChoice choice{};
+      controller->choose({&candidate, 1}, {&choice, 1});
+      const int tau = choice.tau, accepted = cut && tau > 1 ? tau - 1 : tau;  // all were right
+      const Judged judged{request, tau, tau, accepted, cut && tau > 1 ? accepted : tau + 1};
+      controller->observe({1, tau + 1, tau, 0.1 * tau, 1 + 0.02 * tau, 0.02}, {&judged, 1});
+      controller->forget(request);
+      if (request > 1500) drafts[cut] += tau / 1500.0;
+    }
+  }
+  CHECK(drafts[1] > 0.9 * drafts[0] && drafts[0] > 4, drafts[0], " drafts, ", drafts[1], " where stops cut");
 }
 
 // Load changes by steps and wanders between them; a window is 500 cycles. Windows count in which plain decoding could keep the target.

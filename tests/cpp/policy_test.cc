@@ -1,4 +1,6 @@
 // Whatever chooses taus, and wherever drafts end early: under `coupled` and at temperature 0 the text is plain decoding's, bit for bit.
+#include <set>
+
 #include "cpp/parity.h"
 #include "cpp/planted_costs.h"
 
@@ -106,6 +108,62 @@ TEST(a_draft_run_ends_where_the_draft_is_not_sure) {
                                    [&](EngineOptions& options) { options.min_draft_confidence = thresholds[i]; }))
       drafted[i] += text.drafted;
   CHECK(drafted[0] > drafted[1] && drafted[1] > 0 && drafted[2] == 0, drafted[0], ", ", drafted[1], ", ", drafted[2]);
+}
+
+// What a controller is told: of every request until it is gone, of every cycle what its own rows cost, of none that had no rows.
+class Watching : public Controller {
+ public:
+  struct Seen {
+    std::set<int64_t> known;
+    long cycles = 0, drafted = 0;
+  };
+  Watching(std::unique_ptr<Controller> controller, Seen* seen) : controller_(std::move(controller)), seen_(seen) {}
+  void choose(std::span<const Candidate> candidates, std::span<TauChoice> choices) override {
+    controller_->choose(candidates, choices);
+    for (const Candidate& each : candidates) seen_->known.insert(each.request);
+  }
+  void observe(const CycleCost& cost, std::span<const Judged> judged) override {
+    int rows = cost.sequences;
+    for (const Judged& each : judged) {
+      CHECK(each.tau <= each.asked && each.accepted <= each.tau && each.asked <= cost.steps, each.asked, " asked, ", cost.steps, " steps");
+      rows += each.tau;
+    }
+    CHECK(!judged.empty() && cost.sequences == int(judged.size()) && cost.rows == rows, cost.sequences, " sequences, ", cost.rows, " rows, ",
+          judged.size(), " judged");
+    ++seen_->cycles, seen_->drafted += cost.steps > 0;
+    controller_->observe(cost, judged);
+  }
+  void observe_catch_up(int64_t request, int rows, double seconds) override { controller_->observe_catch_up(request, rows, seconds); }
+  void forget(int64_t request) override { seen_->known.erase(request), controller_->forget(request); }
+
+ private:
+  std::unique_ptr<Controller> controller_;
+  Seen* seen_;
+};
+
+TEST(a_controller_is_told_of_all_that_ran_and_of_all_who_left) {
+  const Pair pair = pairs(DType::fp32)[0];
+  EngineOptions options;
+  options.num_speculative_tokens = kTau;
+  options.max_model_len = pair.target->config().max_position_embeddings;
+  options.max_num_seqs = 3;
+  options.kv_dtype = DType::fp32;
+  options.kv_cache_tokens = 3 * options.max_model_len;
+  options.cycles_in_flight = cycles_in_flight();
+  options.policy = Policy::automatic;
+  options.min_draft_confidence = 0.2f;
+  Engine engine(backend(), pair.target, pair.draft, options);
+  Watching::Seen seen;
+  engine.set_controller(std::make_unique<Watching>(make_controller({Policy::automatic, kTau, 3}), &seen));
+  std::mt19937 random(9);
+  std::vector<int64_t> ids;
+  for (Job& job : jobs_of(40, 0.9, pair.target->config().vocab_size, 31, 12)) ids.push_back(engine.add(job.prompt, job.params));
+  while (!engine.idle()) {
+    engine.step();
+    if (random() % 3 == 0) engine.cancel(ids[random() % ids.size()]);
+  }
+  CHECK(seen.cycles > 50 && seen.drafted > 10, seen.cycles, " cycles, ", seen.drafted, " with drafts");
+  CHECK(seen.known.empty(), seen.known.size(), " requests that are gone are remembered");
 }
 
 TEST(options_that_contradict_each_other_are_refused) {

@@ -112,7 +112,7 @@ class Simulation {
     last_cycle_seconds_ = cost.total();
     seconds_ += cost.total();
     speculation_seconds_ += cost.total() - mood * machine_.cycle(0);
-    const Judged judged{request_, tau, accepted, accepted + 1};
+    const Judged judged{request_, tau, tau, accepted, accepted + 1};
     controller_.observe(cost, {&judged, 1});
     return accepted + 1;
   }
