@@ -69,6 +69,8 @@ def resolve(*, target: PathLike | None, draft: PathLike | None, drafter: str,
     costs = default_directory() if cost_cache == "auto" else None if cost_cache is None else _path("cost_cache", cost_cache, _CACHE)
     if costs is not None and policy not in ("auto", "latency"):
         raise ValueError(f'[Engine] cost_cache must be None with policy="{policy}", which goes by no costs, got {cost_cache!r}')
+    if costs is not None and rows == 0:
+        raise ValueError(f"[Engine] trace_cycles must be at least 1 with cost_cache, which is made of the trace, got 0")
     target_files = read_config(_directory("target", target), planning=planning)
     draft_files = _within_its_window(read_config(_directory("draft", draft), planning=planning), notes) if draft is not None else None
     words = _tokenizer(tokenizer, target_files)
@@ -160,7 +162,7 @@ def _tau(wanted: int | str, drafter: str | None, policy: str, num_seqs: int) -> 
     if wanted == "auto" and policy != "fixed":
         return max(1, min(DEFAULT_TAU_MAX, MAX_ROWS // num_seqs - 1)) if drafter else 0
     if wanted == "auto":
-        return {None: 0, "model": DEFAULT_TAU, "ngram": DEFAULT_NGRAM_TAU, "chain": DEFAULT_TAU}[drafter]
+        return min({None: 0, "model": DEFAULT_TAU, "ngram": DEFAULT_NGRAM_TAU, "chain": DEFAULT_TAU}[drafter], MAX_ROWS // num_seqs - 1)
     tau = _integer("num_speculative_tokens", wanted, 0, MAX_TAU)
     if tau and not drafter:
         raise ValueError(f"[Engine] num_speculative_tokens must be 0 without a draft, got {tau}")

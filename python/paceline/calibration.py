@@ -85,19 +85,27 @@ def cost_file(directory: Path, about: Mapping[str, Any]) -> Path:
     return directory / f"costs-{hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]}.json"
 
 
-def kinds_of_cycles(trace: Trace) -> list[CycleCost]:
-    """The median of every kind of cycle that ran often enough, plain ones last: after them a controller does not ask for one at once."""
+def kinds_of_cycles(trace: Trace, few: int = FEW) -> list[CycleCost]:
+    """The median of every kind of cycle that ran at least `few` times, plain ones last: after them a controller does not ask for one at once."""
     passes = Passes.of(trace)
     kinds, which, counts = np.unique(np.stack([passes.sequences, passes.rows, passes.tau], axis=1), axis=0, return_inverse=True, return_counts=True)
     rest = passes.sample + np.nan_to_num(passes.host)
-    often = [int(kind) for kind in np.argsort(-counts, kind="stable")[:MOST_KINDS] if counts[kind] >= FEW]
+    often = [int(kind) for kind in np.argsort(-counts, kind="stable")[:MOST_KINDS] if counts[kind] >= few and _could_run(*kinds[kind])]
     medians = {kind: [float(np.median(part[which.reshape(-1) == kind])) for part in (passes.draft, passes.verify, rest)] for kind in often}
     found: list[CycleCost] = [(int(kinds[kind][0]), int(kinds[kind][1]), int(kinds[kind][2]), *medians[kind]) for kind in often]  # type: ignore[misc]
     return sorted(found, key=lambda each: -each[2])
 
 
+def _could_run(sequences: int, rows: int, steps: int) -> bool:
+    """Not so where a pass had rows of a request that has been cancelled."""
+    return sequences <= rows <= sequences * (steps + 1)
+
+
 def write_costs(path: Path, about: Mapping[str, Any], cycles: list[CycleCost]) -> None:
-    """Whole or not at all. Raises OSError."""
+    """Whole or not at all, and what the file had of other kinds stays. Raises OSError."""
+    new = {each[:3] for each in cycles}
+    old = [each for each in read_costs(path)[0] if each[:3] not in new]
+    cycles = sorted((cycles + old)[:MOST_KINDS], key=lambda each: -each[2])
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=path.stem, suffix=".part", dir=path.parent)
     try:

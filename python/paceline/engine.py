@@ -15,7 +15,7 @@ import tokenizers
 from paceline import _core, checks
 from paceline.arguments import (AcceptanceRule, Drafter, Dtype, KvDtype, Messages, PathLike, Policy, Prompt, prompt_ids, render_messages,
                                 resolve)
-from paceline.calibration import Calibration, calibrate, kinds_of_cycles, read_costs, write_costs
+from paceline.calibration import FEW, Calibration, calibrate, kinds_of_cycles, read_costs, write_costs
 from paceline.called import called
 from paceline.devices import Device
 from paceline.diagnosis.diagnose import Diagnosis, diagnose_traces
@@ -231,7 +231,8 @@ class Engine:
         `report.passed`, `report.checks`, `report.page()`.
 
         prompts: to decode from, each as in `generate`; by default eight short pieces of text, or random ids without a tokenizer.
-        tokens: emitted from end to end, over both rules, at least 6,000. A row of the vocabulary is looked at for each.
+        tokens: emitted from end to end under `rejection`, at least 6,000, and a third as many under `coupled`, whose bits are compared as well. A
+            row of the vocabulary is looked at for each.
         seed: of everything that is drawn. None: drawn, and in the report.
 
         It takes about a minute with the bundled pair, and the memory of three more engines at most: one of the other rule, one of the
@@ -288,6 +289,8 @@ class Engine:
         most = int(self.info["num_speculative_tokens"])
         if not most:
             raise ValueError("[diagnose] num_speculative_tokens must be at least 1 in the engine, got 0: without drafts there is nothing to diagnose")
+        if self.info["drafter"] == "ngram":
+            raise ValueError('[diagnose] draft must be a checkpoint, got "ngram": what the text proposes hangs on where cycles start, and predicts nothing')
         judged = most if tau is None else checks.integer("diagnose", "tau", tau, 1, most)
         if prompts is None:
             return diagnose_traces(self.trace(), tau=judged, draft_dtype=self.info["draft_dtype"])
@@ -305,7 +308,7 @@ class Engine:
         Raises ValueError without a trace to read them from (trace_cycles=0), and what `generate` raises.
         """
         found = calibrate(self)
-        self._keep_costs()
+        self._keep_costs(few=1)
         return found
 
     def _learned(self) -> str | None:
@@ -319,11 +322,11 @@ class Engine:
             wrong = f"{self._costs[0]}: {error}"
         return wrong and f"cost_cache: {wrong}; done without"
 
-    def _keep_costs(self) -> None:
+    def _keep_costs(self, few: int = FEW) -> None:
         if self._costs is None:
             return
         with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: closed, or a forked child's
-            cycles = kinds_of_cycles(self.trace())
+            cycles = kinds_of_cycles(self.trace(), few)
             if cycles:
                 write_costs(*self._costs, cycles)
 

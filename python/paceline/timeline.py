@@ -53,6 +53,7 @@ def _events(trace: Trace, texts: Mapping[int, str]) -> list[dict[str, Any]]:
     _, first = np.unique(trace.cycle[order], return_index=True)
     begun = set[int]()
     last = {int(request): int(row) for row, request in enumerate(trace.request)}
+    parts = dict(zip(*np.unique(trace.request, return_counts=True), strict=True))
     free = 0.0  # where the track is free again: two cycles may be under way, and a track holds one
     for rows in np.split(order, first[1:]) if len(order) else ():
         begin, length = max(_microseconds(trace.start[rows[0]]), free), _length(trace, int(rows[0]))
@@ -60,7 +61,7 @@ def _events(trace: Trace, texts: Mapping[int, str]) -> list[dict[str, Any]]:
         events += _cycle(trace, rows, begin, length)
         for row in rows.tolist():
             request = int(trace.request[row])
-            phase = "f" if last[request] == row else "t" if request in begun else "s"
+            phase = "" if parts[request] == 1 else "f" if last[request] == row else "t" if request in begun else "s"  # one part has no flow
             begun.add(request)
             events += _part(trace, row, begin, length, texts, phase)
     return events
@@ -73,11 +74,12 @@ def _length(trace: Trace, row: int) -> float:
 
 def _cycle(trace: Trace, rows: Any, begin: float, length: float) -> list[dict[str, Any]]:
     """Of the engine's track: the cycle around its parts, which follow one another inside it."""
-    row, steps = int(rows[0]), int(trace.tau[rows].max())
+    row = int(rows[0])
+    steps = int(np.where(trace.source[rows] == trace.SOURCES.index("model"), trace.tau[rows], 0).max())  # the text needs none
     accepted, tau = int(trace.accepted[rows].sum()), int(trace.tau[rows].sum())
     cycle = int(trace.cycle[row])
     events = [_slice(ENGINE, CYCLES, f"cycle {cycle}", begin, length,
-                     {"tau": steps, "rows": int(trace.rows[row]), "sequences": int(trace.sequences[row]), "host_ms": 1e3 * float(trace.host_time[row])})]
+                     {"tau": int(trace.tau[rows].max()), "rows": int(trace.rows[row]), "sequences": int(trace.sequences[row]), "host_ms": 1e3 * float(trace.host_time[row])})]
     at, draft = begin, _microseconds(trace.draft_time[row])
     for step in range(steps):
         events.append(_slice(ENGINE, CYCLES, f"draft {step + 1}", at + draft * step / steps, draft / steps, {}))
@@ -93,14 +95,14 @@ def _cycle(trace: Trace, rows: Any, begin: float, length: float) -> list[dict[st
 
 
 def _part(trace: Trace, row: int, begin: float, length: float, texts: Mapping[int, str], phase: str) -> list[dict[str, Any]]:
-    """Of a request's track: what it got from this cycle, and the flow that comes from its last one."""
+    """Of a request's track: what it got from this cycle, and the flow that comes from its last one; phase "": none."""
     request, ids = int(trace.request[row]), trace.emitted_ids(row)
     told = {"position": int(trace.position[row]), "tau": int(trace.tau[row]), "wanted_tau": int(trace.wanted_tau[row]),
             "reason": trace.REASONS[trace.reason[row]], "accepted": int(trace.accepted[row]), "extra": trace.EXTRA_KINDS[trace.extra_kind[row]],
             "text": "".join(texts.get(i, f"<{i}>") for i in ids)}
-    return [_slice(REQUESTS, request, f"+{len(ids)}", begin, length, told),
-            {"ph": phase, "pid": REQUESTS, "tid": request, "id": request, "cat": "request", "name": f"request {request}",
-             "bp": "e", "ts": round(begin + length / 2, 3)}]
+    flow = {"ph": phase, "pid": REQUESTS, "tid": request, "id": request, "cat": "request", "name": f"request {request}", "bp": "e",
+            "ts": round(begin + length / 2, 3)}
+    return [_slice(REQUESTS, request, f"+{len(ids)}", begin, length, told)] + [flow] * bool(phase)
 
 
 def _slice(pid: int, tid: int, name: str, begin: float, length: float, told: dict[str, Any]) -> dict[str, Any]:

@@ -261,8 +261,8 @@ def test_the_bundled_pair_passes(tmp_path, capsys):
     assert sum(check["figures"]["rollbacks"] for check in report["checks"] if check["part"] == "kv") > 500
 
 
-def test_a_control_that_is_not_found_fails_the_audit(monkeypatch):
-    """Judges that see nothing: everything passes but the control."""
+def test_a_control_that_is_not_found_is_a_failure(monkeypatch):
+    """Judges that see nothing: everything passes but the control, and a failed check fails a report (below)."""
     sound = types.SimpleNamespace(p_value=0.5, statistic=1.0, degrees=1)
     monkeypatch.setattr(control.transform, "x2", lambda of: sound)
     walked = types.SimpleNamespace(tampered=None)
@@ -281,6 +281,9 @@ def test_arguments_are_checked():
     target, draft = paceline.demo_pair()
     with paceline.Engine(target) as engine, pytest.raises(ValueError, match="must have a draft"):
         engine.audit()
+    for options in ({"draft": "ngram"}, {"draft": draft, "drafter": "chain"}):
+        with paceline.Engine(target, **options) as engine, pytest.raises(ValueError, match=r"\[audit\] drafter must be the draft model alone"):
+            engine.audit()
     with paceline.Engine(target, draft) as engine:
         for options, said in (({"tokens": 5}, "tokens must be in"), ({"seed": -1}, "seed must be in"), ({"prompts": []}, "prompts must be")):
             with pytest.raises(ValueError, match=said):

@@ -8,7 +8,7 @@ from paceline.diagnosis.agreement import Run, acceptance_by_place, agreement_run
 from paceline.diagnosis.costs import CycleCosts, Passes
 from paceline.diagnosis.curve import Curve
 from paceline.diagnosis.parse import cycle_starts, emitted_per_cycle
-from paceline.diagnosis.prediction import best_of, predictions_for
+from paceline.diagnosis.prediction import best_of, predict
 
 TAUS = np.arange(0, 9)
 WORKLOADS = {f"{make.__name__} {alpha}": (make, alpha) for make in (iid, clustered) for alpha in (0.5, 0.6, 0.7, 0.8, 0.95)}
@@ -31,7 +31,7 @@ def relative_errors(name, seen_tau):
         seen.run([text], seen_tau)
     seen.run([texts[0][:64]], 8)
     trace = seen.trace()
-    predicted = {each.tau: each.speedup for each in predictions_for(CycleCosts.of(trace), agreement_runs(trace), TAUS)}
+    predicted = {each.tau: each.speedup for each in predict(CycleCosts.of(trace), emitted_per_cycle(agreement_runs(trace), TAUS), TAUS)}
     _, rates = simulate(machine, texts, range(1, 9))
     return [predicted[tau] / (rates[tau] / rates[0]) - 1 for tau in range(1, 9)]
 
@@ -161,7 +161,7 @@ def test_a_curve_never_falls_and_goes_on_as_it_ended():
 def test_the_best_tau_is_the_simulated_best():
     texts = texts_of("iid 0.8", texts=30)
     trace, rates = simulate(Machine(), texts, range(1, 17))
-    best = best_of(predictions_for(CycleCosts.of(trace), agreement_runs(trace), np.arange(17)))
+    best = best_of(predict(CycleCosts.of(trace), emitted_per_cycle(agreement_runs(trace), np.arange(17)), np.arange(17)))
     assert rates[best.tau] > 0.98 * max(rates.values())
 
 

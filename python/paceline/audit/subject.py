@@ -25,6 +25,8 @@ class Subject:
         self.tau = int(engine.info["num_speculative_tokens"])
         if not self.tau:
             raise ValueError("[audit] the engine must have a draft and num_speculative_tokens of at least 1: without them there is nothing to audit")
+        if engine.info["drafter"] != "model":
+            raise ValueError(f'[audit] drafter must be the draft model alone, got {engine.info["drafter"]!r}: the book draws every draft again from its row')
         self._own, self._arguments = engine, engine._arguments
         self._open = contextlib.ExitStack()
         self._engines: dict[str, Engine] = {str(engine.info["acceptance"]): engine}

@@ -44,8 +44,9 @@ class Text:
 
 def texts(engine: Engine, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]) -> Iterator[Text]:
     """Of the requests, in their order, as many at a time as the engine runs."""
-    for first in range(0, len(prompts), _AT_ONCE):
-        asked = range(first, min(first + _AT_ONCE, len(prompts)))
+    at_once = min(_AT_ONCE, int(engine.info["max_num_seqs"]) + int(engine.info["max_queue"]))
+    for first in range(0, len(prompts), at_once):
+        asked = range(first, min(first + at_once, len(prompts)))
         for i, request in [(i, engine.submit(list(prompts[i]), params[i])) for i in asked]:
             emitted: list[int] = []
             logprobs: list[TokenLogprob] = []

@@ -22,7 +22,7 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
     audit.add_argument("--draft", metavar="DIR", help="checkpoint that proposes")
     audit.add_argument("--tokenizer", metavar="PATH", help="directory or tokenizer.json (default: the target's)")
     audit.add_argument("--prompts", metavar="FILE", help="a prompt per line to decode from (default: eight short ones)")
-    audit.add_argument("--tokens", type=int, default=TOKENS, metavar="N", help=f"emitted from end to end (default: {TOKENS})")
+    audit.add_argument("--tokens", type=int, default=TOKENS, metavar="N", help=f"emitted from end to end under rejection, a third as many under coupled (default: {TOKENS})")
     audit.add_argument("--seed", type=int, metavar="N", help="of everything that is drawn (default: drawn, and in the report)")
     audit.add_argument("--json", metavar="FILE", help="write the report there as well, as JSON")
     for name, choices in (("dtype", ("auto", *get_args(Dtype))), ("draft-dtype", ("auto", *get_args(Dtype))),

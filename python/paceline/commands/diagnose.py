@@ -11,7 +11,7 @@ from paceline.arguments import DEFAULT_TAU
 from paceline.commands.options import add_models, engine_arguments
 from paceline.commands.prompts import read_prompts
 from paceline.diagnosis.html import write_html
-from paceline.diagnosis.measure import SPREAD, diagnose_engine, measure
+from paceline.diagnosis.measure import SPREAD, cycles_of, diagnose_engine, measure
 from paceline.diagnosis.page import page
 from paceline.engine import Engine
 from paceline.trace import Trace
@@ -39,7 +39,8 @@ def run(parsed: argparse.Namespace) -> None:
     if options.get("draft") is None:
         raise ValueError("--target needs --draft: without one there is nothing to diagnose")
     tau = checks.integer("diagnose", "num_speculative_tokens", options.pop("num_speculative_tokens", DEFAULT_TAU), 1, 64)
-    options |= {"num_speculative_tokens": max(tau, *SPREAD), "max_num_seqs": given["max_num_seqs"]}
+    options |= {"num_speculative_tokens": max(tau, *SPREAD), "max_num_seqs": given["max_num_seqs"],
+                "trace_cycles": cycles_of(given["max_num_seqs"], given["max_tokens"])}
     sampling = {"temperature": given["temperature"], "max_tokens": given["max_tokens"]}
     whole = _unquantised(options, prompts, tau, sampling)
     with Engine(**options) as engine:

@@ -84,6 +84,7 @@ def diagnose_traces(trace: Trace, *, tau: int, measured: Mapping[int, float] | N
     draft_dtype: of the draft's weights, for what fewer bits would bring. unquantised: the same texts with the draft as its checkpoint has it.
     Raises ValueError where the trace has no plain cycles or none that drafted.
     """
+    trace = trace.where((trace.source == Trace.SOURCES.index("model")) | (trace.tau == 0))  # what the text proposed says nothing of the draft
     costs, runs = CycleCosts.of(trace), agreement_runs(trace)
     taus = np.arange(max(tau, furthest_tau) + 1)
     emitted = emitted_per_cycle(runs, taus)

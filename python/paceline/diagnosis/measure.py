@@ -63,8 +63,13 @@ def _run_short(engine: "Engine", prompt: Sequence[int], tau: int, max_tokens: in
         collector.take()
 
 
+def cycles_of(prompts_at_once: int, max_tokens: int) -> int:
+    """trace_cycles that hold a batch of plain decoding: the most that a generation can leave."""
+    return max(4096, prompts_at_once * max_tokens)
+
+
 class _Collector:
-    """The engine's ring, emptied between generations, before it can overflow."""
+    """The engine's ring, emptied between generations. Raises ValueError where one left more than it holds."""
 
     def __init__(self, engine: "Engine") -> None:
         self._engine = engine
@@ -76,6 +81,8 @@ class _Collector:
         trace = self._engine.trace()
         new = trace.where(trace.cycle > self._seen)
         if len(new):
+            if int(new.cycle.min()) > self._seen + 1:
+                raise ValueError(f"[diagnose] trace_cycles must hold all cycles of a batch, got {self._engine.info['trace_cycles']}")
             self._seen = int(new.cycle.max())
             self._parts.append(new)
 

@@ -5,9 +5,8 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline.diagnosis.agreement import Run
 from paceline.diagnosis.costs import CycleCosts
-from paceline.diagnosis.parse import Emitted, emitted_per_cycle
+from paceline.diagnosis.parse import Emitted
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -34,10 +33,6 @@ def predict(costs: CycleCosts, emitted: Emitted, taus: NDArray[np.int64]) -> tup
                    float(emitted.low[i] * plain / cycle[i]), float(emitted.high[i] * plain / cycle[i]),
                    bool(costs.rows(int(tau)) > costs.target.at[-1]))
         for i, tau in enumerate(taus))
-
-
-def predictions_for(costs: CycleCosts, runs: list[Run], taus: NDArray[np.int64]) -> tuple[Prediction, ...]:
-    return predict(costs, emitted_per_cycle(runs, taus), taus)
 
 
 def best_of(predictions: tuple[Prediction, ...]) -> Prediction:
