@@ -75,6 +75,8 @@ def tune(target: PathLike, drafts: Sequence[PathLike], prompts: Sequence[Any], *
     max_tokens: of each text, at least 2. repetitions: of everything, at least 1. sampling: fields of SamplingParams. options: of Engine.
     Raises ValueError (arguments), and what Engine and `generate_batch` raise.
     """
+    if not drafters:
+        checks.refuse("tune", "drafters", "at least one of " + ", ".join(DRAFTERS), drafters)
     for each in drafters:
         checks.one_of("tune", "drafters", each, DRAFTERS)
     if NGRAM in drafts or not drafts and NGRAM not in drafters:
