@@ -58,7 +58,7 @@ class Engine:
                         The draft may have a vocabulary of another size, but must have the target's tokenizer. draft="ngram" needs no checkpoint: it
             proposes what followed the longest part of prompt and output that their end repeats (a directory of that name is "./ngram").
             It pays where texts repeat themselves or their prompt, and takes about 110 bytes per token of max_num_seqs * max_model_len.
-        config: a file of `paceline tune --out`: models, dtypes and num_speculative_tokens, of which each counts that is at its default here.
+        config: a file of `paceline tune --out`: models, drafter, dtypes and num_speculative_tokens, of which each counts that is at its default here.
         drafter: "auto": the draft given. "chain": beside a draft's checkpoint also the n-gram, each cycle whichever has of late promised more
             tokens for its cost. Neither changes what comes out. Both look at the text between cycles, so one cycle is under way at a time.
         tokenizer: a directory, a tokenizer.json or a `tokenizers.Tokenizer`; by default the target's. Prompts of token ids need none.

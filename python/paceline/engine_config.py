@@ -6,17 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from paceline._core import ModelFileError
+from paceline.arguments import NGRAM
 from paceline.loading.strict_json import read_json, shown
 
 FORMAT = 1
 MAX_FILE = 64 << 10
-NAMES = ("target", "draft", "dtype", "draft_dtype", "num_speculative_tokens")
+NAMES = ("target", "draft", "drafter", "dtype", "draft_dtype", "num_speculative_tokens")
 """What such a file may set."""
 
 
 def write_config(path: Path, arguments: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-    """arguments: of NAMES; paths are kept absolute, so that the file may be read from anywhere. about: for people, read by nobody."""
-    told = {name: str(Path(value).resolve()) if name in ("target", "draft") and value is not None else value for name, value in arguments.items()}
+    """arguments: of NAMES; paths are kept absolute, so that the file may be read from anywhere, and draft="ngram" is none. about: for people, read by nobody."""
+    paths = {"target": arguments.get("target"), "draft": None if arguments.get("draft") == NGRAM else arguments.get("draft")}
+    told = {**arguments, **{name: str(Path(value).resolve()) for name, value in paths.items() if value is not None}}
     path.write_text(json.dumps({"paceline_config": FORMAT} | told | {"about": dict(about)}, indent=1) + "\n", encoding="utf-8")
 
 

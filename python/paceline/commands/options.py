@@ -14,20 +14,18 @@ ENGINE_OPTIONS = ("target", "draft", "drafter", "tokenizer", "device", "dtype", 
                   "latency_target", "min_draft_confidence")
 
 
-def add_models(parser: argparse.ArgumentParser, *, several_drafts: bool = False) -> None:
-    """The arguments of Engine, for parsers with argument_default=SUPPRESS. several_drafts: --draft is a list."""
+def add_models(parser: argparse.ArgumentParser, *, tuned: bool = False) -> None:
+    """The arguments of Engine, for parsers with argument_default=SUPPRESS. tuned: --draft is a list, and what
+    `paceline tune` seeks is not asked for."""
     models = parser.add_argument_group("models", "by default the bundled pair")
     models.add_argument("--target", metavar="DIR", help="checkpoint whose text is written")
-    models.add_argument("--draft", metavar="DIR", nargs="+" if several_drafts else None,
-                        help="checkpoints that propose" if several_drafts else "checkpoint that proposes, or ngram: the text itself; without it decoding is plain")
-    models.add_argument("--drafter", choices=get_args(Drafter), help="chain: the text itself too, beside a draft's checkpoint (default: auto)")
+    models.add_argument("--draft", metavar="DIR", nargs="+" if tuned else None,
+                        help="checkpoints that propose" if tuned else "checkpoint that proposes, or ngram: the text itself; without it decoding is plain")
     models.add_argument("--tokenizer", metavar="PATH", help="directory or tokenizer.json (default: the target's)")
     for name, choices, what in (
             ("dtype", ("auto", *get_args(Dtype)), "of the target's weights (default: auto, fp32 for fp32 checkpoints, bf16 for all others)"),
-            ("draft-dtype", ("auto", *get_args(Dtype)), "of the draft's weights (default: auto)"),
             ("kv-dtype", ("auto", *get_args(KvDtype)), "of the KV caches (default: auto, fp32 for a target in fp32, else bf16)"),
             ("device", get_args(Device), "(default: auto)"),
-            ("policy", get_args(Policy), "who chooses how many drafts a cycle has (default: fixed)"),
             ("acceptance", get_args(AcceptanceRule), "how drafts are judged at a temperature (default: coupled)")):
         models.add_argument(f"--{name}", choices=choices, help=what)
     models.add_argument("--weights-cache", metavar="DIR",
@@ -37,6 +35,14 @@ def add_models(parser: argparse.ArgumentParser, *, several_drafts: bool = False)
                        ("kv-cache-tokens", "positions of the KV cache (default: those of the sequence, at most 8192)"),
                        ("num-threads", "computing threads (default: one per core)")):
         models.add_argument(f"--{name}", type=int, metavar="N", help=what)
+    if not tuned:
+        _add_drafting(models)
+
+
+def _add_drafting(models: "argparse._ArgumentGroup") -> None:
+    models.add_argument("--drafter", choices=get_args(Drafter), help="chain: the text itself too, beside a draft's checkpoint (default: auto)")
+    models.add_argument("--draft-dtype", choices=("auto", *get_args(Dtype)), help="of the draft's weights (default: auto)")
+    models.add_argument("--policy", choices=get_args(Policy), help="who chooses how many drafts a cycle has (default: fixed)")
     models.add_argument("--num-speculative-tokens", type=int, metavar="TAU",
                         help=f"draft tokens per cycle, 0 to {MAX_TAU}; 0 is plain decoding (default: {DEFAULT_TAU} with a draft, "
                              f"{DEFAULT_NGRAM_TAU} with ngram)")
