@@ -154,7 +154,7 @@ TEST(a_controller_is_told_of_all_that_ran_and_of_all_who_left) {
   options.min_draft_confidence = 0.2f;
   Engine engine(backend(), pair.target, pair.draft, options);
   Watching::Seen seen;
-  engine.set_controller(std::make_unique<Watching>(make_controller({Policy::automatic, kTau, 3}), &seen));
+  engine.set_controller(std::make_unique<Watching>(make_controller({Policy::fixed, kTau, 3}), &seen));
   std::mt19937 random(9);
   std::vector<int64_t> ids;
   for (Job& job : jobs_of(40, 0.9, pair.target->config().vocab_size, 31, 12)) ids.push_back(engine.add(job.prompt, job.params));
