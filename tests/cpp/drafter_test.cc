@@ -201,7 +201,7 @@ TEST(a_long_prompt_is_read_in_pieces) {
 TEST(slots_do_not_meet) {
   const auto ngram = make_drafter(DrafterKind::ngram, *backend(), limits_of(3, 8, 50));
   std::vector<int32_t> run(8);
-  const std::vector<int32_t> first{1, 2, 3, 1, 2}, second{1, 2, 7, 1, 2}, third{4, 5, 6};
+  const std::vector<int32_t> first{1, 2, 3, 1, 2}, second{9, 8, 1, 2, 7, 1, 2}, third{4, 5, 6};
   for (int round = 0; round < 2; ++round) {
     CHECK(ngram->propose(0, first, 8, run.data()).length == 2 && run[0] == 3);
     CHECK(ngram->propose(1, second, 8, run.data()).length == 2 && run[0] == 7);
