@@ -22,7 +22,7 @@ struct SourceHistory {
 int match_class(int match_length);
 
 // Whose cycle emits more tokens per unit of cost, as things went of late. run: the tokens the n-gram has, after a match of match_length. It
-// goes by tokens and acceptance, never by a clock: with the same requests and seeds the choice is the same. A controller may take its place.
+// goes by tokens and acceptance, never by a clock: with the same requests and seeds the choice is the same.
 DraftSource choose_source(const SourceHistory& history, int match_length, int run, int tau, double draft_cost);
 
 class ChainDrafter final : public Drafter {

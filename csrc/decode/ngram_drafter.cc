@@ -6,12 +6,13 @@ namespace paceline {
 namespace {
 
 constexpr int kShortestMatch = 2;      // one token alone says next to nothing of the next
-constexpr int kReadAtATime = 16384;    // tokens of a long prompt between two cycles: some milliseconds
+constexpr int kReadAtATime = 16384;    // tokens of long prompts between two cycles, over all slots: some milliseconds
+constexpr int kReadAtLeast = 512;      // of one
 
 }  // namespace
 
 NgramDrafter::NgramDrafter(Backend& backend, const Limits& limits)
-    : memory_(backend.allocate_shared(limits.num_slots * SuffixAutomaton::bytes(limits.max_len))) {
+    : read_at_a_time_(std::max(kReadAtATime / limits.num_slots, kReadAtLeast)), memory_(backend.allocate_shared(limits.num_slots * SuffixAutomaton::bytes(limits.max_len))) {
   for (int slot = 0; slot < limits.num_slots; ++slot) {
     char* memory = memory_.as<char>();
     texts_.emplace_back(memory ? memory + slot * SuffixAutomaton::bytes(limits.max_len) : nullptr, limits.max_len);
@@ -24,7 +25,7 @@ Proposal NgramDrafter::propose(int slot, std::span<const int32_t> text, int most
   match_length_ = 0;
   if (most <= 0) return {DraftSource::ngram, 0};
   SuffixAutomaton& seen = texts_[slot];
-  for (int left = kReadAtATime; left > 0 && seen.size() < int(text.size()); --left) seen.append(text[seen.size()]);
+  for (int left = read_at_a_time_; left > 0 && seen.size() < int(text.size()); --left) seen.append(text[seen.size()]);
   const SuffixAutomaton::Match match = seen.match();
   match_length_ = seen.size() == int(text.size()) ? match.length : 0;
   if (match_length_ < kShortestMatch) return {DraftSource::ngram, 0};

@@ -21,6 +21,7 @@ class NgramDrafter final : public Drafter {
   int match_length() const { return match_length_; }
 
  private:
+  int read_at_a_time_;  // tokens of a slot's text
   Buffer memory_;
   std::vector<SuffixAutomaton> texts_;  // [slots]
   int match_length_ = 0;

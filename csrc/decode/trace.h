@@ -22,7 +22,7 @@ struct CycleRecord {
   int32_t position = 0;  // of the first token it emitted, prompt included
   int32_t wanted_tau = 0;
   TauReason reason = TauReason::fixed;
-  int32_t tau = 0, accepted = 0, emitted = 0;  // as the device committed them; emitted as cut by the host
+  int32_t tau = 0, accepted = 0, emitted = 0;  // tau as verified; the others as a stop string or cancel cut them
   int32_t extra_token = -1;
   ExtraKind extra_kind = ExtraKind::none;
   int32_t rows = 0, sequences = 0;  // of the target's pass

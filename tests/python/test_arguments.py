@@ -95,6 +95,9 @@ def test_defaults():
     assert (got.dtype, got.draft_dtype, got.kv_dtype, got.num_speculative_tokens, got.max_model_len) == ("bf16", "bf16", "bf16", 3, 512)
     assert (got.kv_cache_tokens, got.vocab_size, got.device, got.notes) == (512, 2048, "cpu", ())
     assert settings().num_speculative_tokens == 0
+    for seqs, ngram, model in ((64, 7, 3), (65, 6, 3), (129, 2, 2), (256, 1, 1)):  # 512 rows of a pass at most
+        assert settings(draft="ngram", max_num_seqs=seqs).num_speculative_tokens == ngram
+        assert settings(draft=demo_pair()[1], max_num_seqs=seqs).num_speculative_tokens == model
 
 
 @pytest.mark.parametrize("stored, dtype, note", [("fp32", "fp32", False), ("bf16", "bf16", False), ("fp16", "bf16", True)])
