@@ -232,7 +232,7 @@ def test_an_unknown_override_is_a_type_error(engine):
     ({"acceptance": "typical"}, ValueError, "acceptance must be one of coupled, rejection, got 'typical'"),
     ({"max_model_len": 513}, ValueError, "max_model_len must be at most the target's context of 512"),
     ({"max_num_seqs": 0}, ValueError, "max_num_seqs must be in"), ({"num_threads": 0}, ValueError, "num_threads must be in"),
-    ({"max_num_seqs": 200}, ValueError, r"max_num_seqs \* \(num_speculative_tokens \+ 1\) must be at most 512"),
+    ({"max_num_seqs": 200, "num_speculative_tokens": 3}, ValueError, r"max_num_seqs \* \(num_speculative_tokens \+ 1\) must be at most 512"),
     ({"kv_cache_tokens": 1}, ValueError, "kv_cache_tokens must be in"), ({"tokenizer": "nowhere"}, paceline.ModelFileError, "nowhere")])
 def test_a_bad_engine_argument_is_named(options, kind, message):
     with pytest.raises(kind, match=message):

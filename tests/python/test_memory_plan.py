@@ -86,7 +86,7 @@ def test_without_weights_the_config_says_their_dtype(tmp_path, stated, dtype):
 
 @pytest.mark.parametrize("options, kind, message", [
     ({"max_num_seqs": 0}, ValueError, "max_num_seqs must be in"), ({"num_speculative_tokens": 99}, ValueError, "num_speculative_tokens must be in"),
-    ({"max_num_seqs": 200}, ValueError, r"must be at most 512"), ({"max_length": 3}, TypeError, "max_length"), ({"warmup": False}, None, "")])
+    ({"max_num_seqs": 200, "num_speculative_tokens": 3}, ValueError, r"must be at most 512"), ({"max_length": 3}, TypeError, "max_length"), ({"warmup": False}, None, "")])
 def test_a_plan_takes_the_engine_s_arguments(options, kind, message):
     if kind is None:
         assert isinstance(Engine.plan(*demo_pair(), **options), MemoryPlan)
