@@ -3,10 +3,9 @@
     python bench/prediction.py tiny --alpha 0.5 0.65 0.8 0.95
     python bench/prediction.py demo
 
-Half of the prompts are decoded with tau 0, 1, 2, 4 and 8, and from what that showed the speedup of every tau is predicted. The other half is then
+Half of the prompts are decoded with tau 0, 1, 2, 4 and 8, and from what that showed the speedup of every tau is predicted. The same prompts are then
 decoded with every tau and by the policy, one generation of each after the other, so that whatever else the machine does meets all of them; medians.
-Prompts and seeds are the same for all. The tau that is predicted to be best is judged by what it brings on the other half, beside the tau
-that is best there by hindsight.
+The tau that the other half of the prompts chose in the same way is judged by what it brings on this half, beside the one that is best by hindsight.
 """
 
 import argparse
@@ -72,7 +71,8 @@ def compare(name, target, draft, prompts, options):
         fixed = stack.enter_context(paceline.Engine(target, draft, **common))
         auto = stack.enter_context(paceline.Engine(target, draft, policy="auto", **common))
         auto.calibrate()
-        found = diagnose_engine(fixed, prompts[::2], tau=4, max_tokens=options.tokens, repetitions=options.repetitions, temperature=options.temperature)
+        chosen_by, found = (diagnose_engine(fixed, half, tau=4, max_tokens=options.tokens, repetitions=options.repetitions,
+                                            temperature=options.temperature) for half in (prompts[::2], prompts[1::2]))
         engines = {tau: (fixed, tau) for tau in TAUS} | {"auto": (auto, None)}
         measured_speeds({"auto": engines["auto"]}, prompts[::2], options.tokens, options.temperature, 1)  # it has seen as many texts
         speeds = measured_speeds(engines, prompts[1::2], options.tokens, options.temperature, options.repetitions)
@@ -80,7 +80,7 @@ def compare(name, target, draft, prompts, options):
     off = [found.predictions[tau].speedup / speedup[tau] - 1 for tau in TAUS[1:]]
     cells = [f"{found.predictions[tau].speedup:.2f} / {speedup[tau]:.2f}" for tau in TAUS[1:]]
     best = max(TAUS, key=lambda tau: speedup[tau])
-    chosen = min(found.best_tau, TAUS[-1])
+    chosen = min(chosen_by.best_tau, TAUS[-1])
     print(f"| {name} | {' | '.join(cells)} | {chosen}: {speedup[chosen]:.2f} | {best}: {speedup[best]:.2f} | {speedup['auto']:.2f} | "
           f"{speedup['auto'] / speedup[best]:.3f} |", flush=True)
     return [abs(each) for each in off]
