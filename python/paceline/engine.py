@@ -235,7 +235,7 @@ class Engine:
             row of the vocabulary is looked at for each.
         seed: of everything that is drawn. None: drawn, and in the report.
 
-        It takes about a minute with the bundled pair, and the memory of three more engines at most: one of the other rule, one of the
+        It takes one to two minutes with the bundled pair, and the memory of three more engines at most: one of the other rule, one of the
         draft alone, and buffers. Other requests may run meanwhile and share the cycles. Raises ValueError (arguments, no draft),
         CapacityError.
         """
