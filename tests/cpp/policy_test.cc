@@ -61,6 +61,17 @@ void check_policies(DType dtype, double temperature, unsigned seed) {
   }
 }
 
+EngineOptions options_of(const Pair& pair, int sequences) {
+  EngineOptions options;
+  options.num_speculative_tokens = kTau;
+  options.max_model_len = pair.target->config().max_position_embeddings;
+  options.max_num_seqs = sequences;
+  options.kv_dtype = DType::fp32;
+  options.kv_cache_tokens = sequences * options.max_model_len;
+  options.cycles_in_flight = cycles_in_flight();
+  return options;
+}
+
 }  // namespace
 
 TEST(greedy_text_is_plain_under_every_policy) { check_policies(DType::bf16, 0.0, 3); }
@@ -71,15 +82,9 @@ TEST(a_pass_keeps_to_its_budget) {
   const Pair pair = pairs(DType::fp32)[0];
   for (double temperature : {0.0, 0.9})
     for (int budget : {1, 4, 6, 11, 100}) {
-      EngineOptions options;
-      options.num_speculative_tokens = kTau;
-      options.max_model_len = pair.target->config().max_position_embeddings;
-      options.max_num_seqs = 4;
-      options.kv_dtype = DType::fp32;
-      options.kv_cache_tokens = 4 * options.max_model_len;
+      EngineOptions options = options_of(pair, 4);
       options.policy = Policy::budget;
       options.verify_budget = budget;
-      options.cycles_in_flight = cycles_in_flight();
       Engine engine(backend(), pair.target, pair.draft, options);
       for (Job& job : jobs_of(4, temperature, pair.target->config().vocab_size, 17)) {
         job.params.stop_token_ids.clear();
@@ -143,13 +148,7 @@ class Watching : public Controller {
 
 TEST(a_controller_is_told_of_all_that_ran_and_of_all_who_left) {
   const Pair pair = pairs(DType::fp32)[0];
-  EngineOptions options;
-  options.num_speculative_tokens = kTau;
-  options.max_model_len = pair.target->config().max_position_embeddings;
-  options.max_num_seqs = 3;
-  options.kv_dtype = DType::fp32;
-  options.kv_cache_tokens = 3 * options.max_model_len;
-  options.cycles_in_flight = cycles_in_flight();
+  EngineOptions options = options_of(pair, 3);
   options.policy = Policy::automatic;
   options.min_draft_confidence = 0.2f;
   Engine engine(backend(), pair.target, pair.draft, options);
