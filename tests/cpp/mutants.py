@@ -5,7 +5,8 @@ replaces it, the test program that must fail, and how many texts its statistics 
 The sources are copied to build/mutants, once per worker; the tree itself is never touched. Exit status 1 if a mutant survives,
 if one does not compile, or if a test fails without any. The others are still planted after such a one.
 
-With --minutes M no more are planted M minutes after the first; which ones came first hangs on what is in the sources, so that every change meets others.
+With --minutes M no more are planted M minutes after the start; which ones came first hangs on what is in the sources, so that every change
+meets others. What they need is built, and its sound test run, only when its first mutant comes.
 """
 
 import argparse
@@ -44,14 +45,13 @@ class Mutant:
 
 
 class Worker:
-    """A copy of the sources with its own build."""
+    """A copy of the sources with its own build. `sound`: the (test, texts) that passed without a mutant, of all workers."""
 
-    def __init__(self, index, programs):
-        self.source, self.build = ROOT / f"build/mutants/{index}/source", ROOT / f"build/mutants/{index}/build"
+    def __init__(self, index, sound):
+        self.source, self.build, self.sound = ROOT / f"build/mutants/{index}/source", ROOT / f"build/mutants/{index}/build", sound
         self.refresh()
         run("cmake", "-S", self.source, "-B", self.build, "-G", "Ninja", "-DPACELINE_TESTS=ON", "-DPACELINE_PYTHON=OFF", "-DPACELINE_CUDA=OFF",
             f"-DCMAKE_CXX_FLAGS={WARNINGS}")
-        run("cmake", "--build", self.build, "--target", *programs)
 
     def refresh(self):
         """Bring changed files over, and only those: ninja goes by their times."""
@@ -73,12 +73,20 @@ class Worker:
         return done.returncode == 0, said[-1]
 
     def fate(self, mutant):
-        """("killed", "SURVIVES" or "BROKEN": it does not compile; what was said)."""
+        """("killed", "SURVIVES", "BROKEN": it does not compile, or "UNSOUND": its test fails without it; what was said)."""
+        build = "cmake", "--build", self.build, "--target", parts_of(mutant.test)[1]
+        test = mutant.test, mutant.texts
+        if test not in self.sound:
+            run(*build)
+            passed, said = self.test(*test)
+            if not passed:
+                return "UNSOUND", said
+            self.sound.add(test)
         path = self.source / mutant.file
         original = path.read_text()
         path.write_text(mutant.planted(original))
         try:
-            built = run("cmake", "--build", self.build, "--target", parts_of(mutant.test)[1], check=False)
+            built = run(*build, check=False)
             if built is not None:
                 return "BROKEN", built
             passed, said = self.test(mutant.test, mutant.texts)
@@ -112,46 +120,39 @@ def shuffled(mutants):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", help="of the names of those to plant (default all)")
-    parser.add_argument("--minutes", type=float, help="plant no more that long after the first")
+    parser.add_argument("--minutes", type=float, help="plant no more that long after the start")
     options = parser.parse_args()
     mutants = [Mutant(**entry) for entry in tomllib.loads((ROOT / "tests/cpp/mutants.toml").read_text())["mutant"]]
     chosen = [m for m in mutants if not options.parts or any(part in m.name for part in options.parts)]
-    if options.minutes is not None:
-        chosen = shuffled(chosen)
+    # All of them file by file, which compiles least.
+    chosen = sorted(chosen, key=lambda mutant: (mutant.file, mutant.test)) if options.minutes is None else shuffled(chosen)
     for mutant in chosen:
         mutant.planted((ROOT / mutant.file).read_text())  # all texts are there, before anything is built
-    programs = sorted({parts_of(mutant.test)[1] for mutant in chosen})
-    workers = queue.SimpleQueue()
     start = time.monotonic()
+    end = start + 60 * options.minutes if options.minutes is not None else float("inf")
+    workers, sound = queue.SimpleQueue(), set()
     for index in range(min(len(chosen), os.cpu_count() or 1)):
-        workers.put(Worker(index, programs))
-    print(f"{len(chosen)} mutants, built in {time.monotonic() - start:.0f} s", flush=True)
+        workers.put(Worker(index, sound))
+    print(f"{len(chosen)} mutants", flush=True)
 
-    def with_worker(action):
+    def fate_of(mutant):
         worker = workers.get()
         try:
-            return action(worker)
+            return worker.fate(mutant) if time.monotonic() < end else ("not planted", "")
         finally:
             workers.put(worker)
 
+    fates = collections.Counter()
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        sound = {(mutant.test, mutant.texts) for mutant in chosen}
-        for (test, _), (passed, said) in zip(sound, pool.map(lambda each: with_worker(lambda w: w.test(*each)), sound), strict=True):
-            if not passed:
-                raise SystemExit(f"{test} fails without a mutant: {said}")
-        fates = collections.Counter()
-        end = time.monotonic() + 60 * options.minutes if options.minutes is not None else float("inf")
-
-        def fate_of(mutant):
-            return with_worker(lambda w: w.fate(mutant)) if time.monotonic() < end else ("not planted", "")
-
         for mutant, (fate, said) in zip(chosen, pool.map(fate_of, chosen), strict=True):
             fates[fate] += 1
             if fate != "not planted":
                 print(f"{fate:8}  {mutant.name:60} {mutant.test:45} {said}", flush=True)
     late = f", {fates['not planted']} not planted: their time was over" if fates["not planted"] else ""
-    print(f"{fates['killed']} killed, {fates['SURVIVES']} survived, {fates['BROKEN']} broken{late}, {time.monotonic() - start:.0f} s")
-    return fates["SURVIVES"] + fates["BROKEN"] > 0 or not fates["killed"]
+    bad = fates["SURVIVES"] + fates["BROKEN"] + fates["UNSOUND"]
+    print(f"{fates['killed']} killed, {fates['SURVIVES']} survived, {fates['BROKEN']} broken, {fates['UNSOUND']} with a test that fails without"
+          f"{late}, {time.monotonic() - start:.0f} s")
+    return bad > 0 or not fates["killed"]
 
 
 if __name__ == "__main__":
