@@ -413,7 +413,7 @@ void cycle(Device& device, const Options& options, const char* name, int tau, in
   state.vocab_limit = state.draft_vocab_limit = state.draft_vocab_size = vocab;
   state.draft_max_len = params.end_length, state.acceptance = acceptance;
   state.tokens = make(std::vector<int32_t>(stride, 1)), state.length = make({length}), state.running = make({1});
-  state.offered = make({0}), state.offers = make(std::vector<int32_t>(tau, 0)), state.proposed = make({0}), state.draft_fault = make({0});
+  state.offered = make({0}), state.offers = make(std::vector<int32_t>(tau, 0)), state.proposed = make({0}), state.draft_fault = make({0}), state.looked = make({0});
   state.wanted_tau = make({tau}), state.drafting = make({0}), state.draft_fed = make({0});
   state.target_cached = make({length - 1}), state.draft_cached = make({length - 1});
   state.first_row = make({0}), state.draft_row = make(std::vector<int32_t>(tau + 1, 0));
@@ -425,7 +425,7 @@ void cycle(Device& device, const Options& options, const char* name, int tau, in
   Buffer result = backend.allocate_shared(sizeof(CycleResult));
   Buffer tokens = backend.allocate_shared(4 * emitted), logprobs = backend.allocate_shared(4 * emitted);
   Buffer ids = backend.allocate_shared(4 * emitted * kMaxTopLogprobs), tops = backend.allocate_shared(4 * emitted * kMaxTopLogprobs);
-  const CycleResults to{result.as<CycleResult>(), tokens.as<int32_t>(), logprobs.as<float>(), ids.as<int32_t>(), tops.as<float>(), nullptr};
+  const CycleResults to{result.as<CycleResult>(), tokens.as<int32_t>(), logprobs.as<float>(), ids.as<int32_t>(), tops.as<float>(), nullptr, nullptr};
   const PassRows draft_rows(device, 2, length), verify_rows(device, tau + 1, length + tau);
   const auto line = [&](bool choosing, bool accepting) {
     backend.begin_cycle(state);

@@ -119,10 +119,12 @@ struct CycleState {
   SlotParams* params;      // [S]
   int32_t* draft_fault;    // [S] 1 once a row of the draft was unusable in this cycle
   // Where drafts may end early, by what is known before a position's token is drawn: the largest processed probability of its row.
-  bool may_stop_early;     // the next three are looked at
+  bool may_stop_early;     // the next five are looked at
   float* stop_below;       // [S] no draft where that is less; 0 = off. Written by the host between cycles, as the next one
   int32_t* verify_budget;  // [1] rows of the verify pass at most, one per running slot at least; 0 = no limit
   double* confidence;      // [S] product of these probabilities over the cycle's drafts so far: who may go on under a budget
+  int32_t* looked;         // [S] rows of this cycle at which the slot's probability was looked at: where it is bounded by either
+  float* row_confidence;   // [S, tau_max] these probabilities
   float* draft_logits;     // [(tau_max + 1) S, draft V]: every draft pass keeps its rows, so that acceptance judges the very
                            // rows the drafts were drawn from. Step 0 may have two rows per slot.
   const double* uniforms;  // [S, tau_max] what `rejection` judges drafts by, given by an audit; nullptr: the noise of their address
@@ -142,6 +144,7 @@ struct CycleResult {
   int32_t finish;          // 0 goes on, or a Finish
   int32_t fault;           // RowFault of the row that ended it
   int32_t draft_fault;     // 1: fewer drafts than there might have been, since the draft's row for the next one was unusable
+  int32_t looked;          // places whose row said how sure the draft is: tau, and the one at which drafts ended early, if any
   int32_t target_cached, draft_cached;  // after the commit
 };
 enum Finish : int32_t { kRunning = 0, kStopToken = 1, kLengthLimit = 2, kNumericFault = 3 };
@@ -153,6 +156,7 @@ struct CycleResults {
   int32_t* top_ids;        // [S, tau_max + 1, kMaxTopLogprobs]
   float* top_logprobs;     // [S, tau_max + 1, kMaxTopLogprobs]
   uint64_t* row_hashes;    // [S, tau_max + 1] debug: of the raw logits that chose each emitted token; nullptr = off
+  float* confidence;       // [S, tau_max] the largest probability of the draft's row at each place that was looked at
 };
 
 // What the trace notes of a cycle beside its results, for drafts [0, tau) of a slot. m_j, the agreement: whether the draft, given the true

@@ -59,7 +59,8 @@ void Scheduler::commit(Sequence& sequence, const Flight::Part& part, std::vector
   stats.verify_time += output.verify_time;
   stats.sample_time += output.sample_time;
 
-  judged_.push_back({sequence.id, part.most - 1, output.tau, result.accepted, kept, sequence.params.num_speculative_tokens >= 0});
+  const int passes = std::min(part.most - 1, output.tau + 1);
+  judged_.push_back({sequence.id, passes, output.tau, result.accepted, kept, sequence.params.num_speculative_tokens >= 0, cycle_.confidence(slot)});
   record(sequence, part, output);
   drafter_->learn(slot, part.source, result.tau, result.accepted, {cycle_.tokens(slot), size_t(result.emitted)});
   sequence.tokens.insert(sequence.tokens.end(), output.tokens.begin(), output.tokens.end());

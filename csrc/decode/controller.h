@@ -35,13 +35,16 @@ struct Candidate {
 struct TauChoice {
   int tau;
   TauReason reason;
+  float stop_below = 0;  // drafts end before a place at which the draft's confidence is less; 0: it is not even looked at
 };
+constexpr float kOnlyLook = std::numeric_limits<float>::min();  // a stop_below that stops nobody
 
 // What became of one request's part of a cycle.
 struct Judged {
   int64_t request;
-  int asked, tau, accepted, emitted;  // asked: drafts it was launched with; tau: those that were verified, fewer where they ended early
+  int passes, tau, accepted, emitted;  // passes: of the draft that were run for it; tau: drafts that were verified, one less where they ended early
   bool own = false;  // its tau was its own
+  std::span<const float> confidence = {};  // of the draft at each place that was looked at
 };
 
 class Controller {

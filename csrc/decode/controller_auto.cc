@@ -14,7 +14,6 @@ constexpr int64_t kShortestWait = 8, kLongestWait = 4096;  // plain cycles befor
 constexpr int kGoodCycles = 12;           // of speculation after a probe: it was a success
 constexpr int64_t kMeasureEvery = 256, kMeasureFirst = 8;  // passes with drafts between plain ones
 constexpr double kHiccup = 2;             // a cycle is charged at most this many times what such cycles cost: the machine had other things to do
-constexpr int kFurther = 2;               // rows per sequence beyond what was measured, at most
 
 }  // namespace
 
@@ -108,66 +107,8 @@ void AutoController::choose(std::span<const Candidate> candidates, std::span<Tau
       choices[i].tau = -1;  // to be chosen
     }
   }
-  best(candidates, choices, sequences + probe_rows, probe_steps);
-}
-
-// Dinkelbach's problem, small enough to be walked: for each number of steps, drafts in the order of their chance to be reached and right,
-// as long as the rate grows. Chances fall along a cycle, so a request's drafts come in their order.
-void AutoController::best(std::span<const Candidate> candidates, std::span<TauChoice> choices, int free_rows, int probe_steps) {
-  drafts_.clear();
-  const int sequences = int(candidates.size());
-  const int known = costs_.most_rows_known() + kFurther * sequences;
-  for (int i = 0; i < sequences; ++i) {
-    if (choices[i].tau >= 0) continue;
-    const double right = request(candidates[i].request).acceptance.next();
-    double chance = 1;
-    for (int place = 1; place <= candidates[i].most; ++place) drafts_.push_back({i, place, chance *= right});
-    choices[i] = {0, best_reason()};
-  }
-  std::sort(drafts_.begin(), drafts_.end(), [](const Draft& a, const Draft& b) {
-    return a.reached_and_right != b.reached_and_right ? a.reached_and_right > b.reached_and_right
-                                                      : std::pair(a.candidate, a.place) < std::pair(b.candidate, b.place);
-  });
-  const int most_rows = std::min(known, free_rows + int(drafts_.size()));
-  verify_seconds_.assign(size_t(std::max(most_rows, free_rows)) + 1, 0.0);
-  for (int rows = free_rows; rows < int(verify_seconds_.size()); ++rows) verify_seconds_[rows] = costs_.verify(rows);
-
-  double best_rate = sequences / costs_.cycle(probe_steps, probe_steps ? 1 : 0, free_rows);
-  int best_count = 0, best_steps = 0;
-  const double step_of_one = costs_.draft_step(1), limit = cycle_limit() - piece_seconds();
-  for (int steps = 1; steps <= options_.tau; ++steps) {
-    double emitted = sequences;
-    int rows = free_rows, count = 0;
-    const int passes = std::max(steps, probe_steps);
-    for (const Draft& draft : drafts_) {
-      if (draft.place > steps) continue;
-      if (++rows > most_rows) break;
-      emitted += draft.reached_and_right;
-      ++count;
-      const double drafting = double(rows - sequences) / passes;
-      const double seconds = passes * (sequences == 1 ? step_of_one : costs_.draft_step(std::max(drafting, 1.0))) + verify_seconds_[rows];
-      if (seconds > limit) break;
-      if (emitted / seconds > best_rate) best_rate = emitted / seconds, best_count = count, best_steps = steps;
-    }
-  }
-  for (const Draft& draft : drafts_) {
-    if (best_count == 0) break;
-    if (draft.place > best_steps) continue;
-    choices[draft.candidate].tau = draft.place;
-    --best_count;
-  }
-  for (const Draft& draft : drafts_) {
-    if (draft.place > 1 || choices[draft.candidate].tau) continue;
-    Request& r = request(candidates[draft.candidate].request);
-    const double one_more = step_of_one + costs_.verify(sequences + 1);
-    const bool fits = one_more <= cycle_limit(), catches_up = candidates[draft.candidate].lag > 0;
-    if (fits && (r.credit > 0 || (sequences + r.acceptance.hopeful()) / one_more > sequences / costs_.plain(sequences))) {
-      choices[draft.candidate].tau = one_more <= limit || catches_up;  // 0: this once
-      continue;
-    }
-    go_plain(r, fits ? TauReason::not_worth : TauReason::latency);
-    choices[draft.candidate].reason = r.why;
-  }
+  best(candidates, choices, {sequences, sequences + probe_rows, probe_steps});
+  cycles_with_drafts_ += std::any_of(choices.begin(), choices.end(), [](const TauChoice& choice) { return choice.tau > 0; });
 }
 
 void AutoController::count(Request& r, const Judged& judged, double gained) {
@@ -177,6 +118,11 @@ void AutoController::count(Request& r, const Judged& judged, double gained) {
   for (int place = 1; place <= tried; ++place) {
     r.acceptance.add(place <= judged.accepted);
     if (!judged.own) pooled_.add(place <= judged.accepted);
+  }
+  for (int place = 1; place <= std::min(int(judged.confidence.size()), judged.accepted + 1); ++place) {
+    const float confidence = judged.confidence[size_t(place) - 1];
+    confidence_.met(confidence);
+    if (place <= tried) confidence_.judged(confidence, place <= judged.accepted);
   }
   if (r.probes_left > 0) {
     --r.probes_left;
@@ -189,8 +135,8 @@ void AutoController::count(Request& r, const Judged& judged, double gained) {
 void AutoController::observe(const CycleCost& cost, std::span<const Judged> judged) {
   const double usual = costs_.usual(cost);
   costs_.add(cost);
-  int asked = 0;  // whether or not they were verified: their passes were run
-  for (const Judged& each : judged) asked += each.asked;
+  int passes = 0;  // whether or not their drafts were verified
+  for (const Judged& each : judged) passes += each.passes;
   const double plain = costs_.plain(cost.sequences);
   const double seconds = usual > 0 ? std::min(cost.total(), kHiccup * usual) : cost.total();
   const double dearer = plain > 0 ? seconds / plain - 1 : 0;  // plain passes, shared among its drafts
@@ -198,8 +144,8 @@ void AutoController::observe(const CycleCost& cost, std::span<const Judged> judg
   double all_gained = 0;  // tokens; what a request has asked for itself is its own affair
   for (const Judged& each : judged) {
     Request& r = request(each.request);
-    if (each.asked > 0) {
-      const double gained = each.emitted - 1 - dearer * cost.sequences * each.asked / asked;
+    if (each.passes > 0) {
+      const double gained = each.emitted - 1 - dearer * cost.sequences * each.passes / passes;
       if (!each.own) all_gained += gained;
       count(r, each, gained);
     } else if (r.plain) {

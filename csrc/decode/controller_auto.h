@@ -5,6 +5,7 @@
 #include <unordered_map>
 
 #include "decode/acceptance_estimate.h"
+#include "decode/confidence_table.h"
 #include "decode/controller.h"
 
 namespace paceline {
@@ -64,7 +65,16 @@ class AutoController : public Controller {
   // One more draft of one candidate.
   struct Draft {
     int candidate, place;  // place 1 is the first of the cycle
-    double reached_and_right;
+    double reached_and_right, drafted;  // its chances
+  };
+  // The pass under choice: who drafts whatever else is chosen.
+  struct Pass {
+    int sequences, free_rows, probe_steps;
+  };
+  // The first `count` of drafts_ whose place is at most `steps`, and tokens per second with them.
+  struct Best {
+    double rate = 0;
+    int count = 0, steps = 0;
   };
 
   Request& request(int64_t id);
@@ -72,7 +82,11 @@ class AutoController : public Controller {
   double probe_cost(const Candidate& candidate, int sequences) const;
   bool wants_probe(Request& request, const Candidate& candidate, int sequences, double* reserved);
   void go_plain(Request& request, TauReason why);
-  void best(std::span<const Candidate> candidates, std::span<TauChoice> choices, int free_rows, int probe_steps);
+  void best(std::span<const Candidate> candidates, std::span<TauChoice> choices, const Pass& pass);
+  void list_drafts(std::span<const Candidate> candidates, std::span<const TauChoice> choices, int threshold);
+  Best best_of_listed(const Pass& pass, int threshold) const;
+  void review_threshold(std::span<const Candidate> candidates, std::span<const TauChoice> choices, const Pass& pass);
+  float stop_below() const;
   void count(Request& request, const Judged& judged, double gained);
 
   ControllerOptions options_;
@@ -84,6 +98,9 @@ class AutoController : public Controller {
   std::vector<double> verify_seconds_;
   int64_t first_wait_;                 // of a request's first plain stretch: what the last probes of others came to
   int64_t passes_since_plain_;
+  ConfidenceTable confidence_;
+  int threshold_ = 0;                  // class of confidence_ that drafts must have at least; 0 = any
+  int64_t cycles_with_drafts_ = 0;
 };
 
 }  // namespace paceline

@@ -69,7 +69,7 @@ Cycle::Cycle(Backend& backend, Model& target, Model* draft, const Limits& limits
   state_.acceptance = limits.acceptance;
   state_.tokens = make<int32_t>(slots * state_.tokens_stride);
   for (int32_t** each : {&state_.length, &state_.running, &state_.wanted_tau, &state_.proposed, &state_.drafting, &state_.target_cached,
-                         &state_.draft_cached, &state_.draft_fed, &state_.first_row, &state_.draft_fault})
+                         &state_.draft_cached, &state_.draft_fed, &state_.first_row, &state_.draft_fault, &state_.looked})
     *each = make<int32_t>(slots);
   state_.offered = share<int32_t>(slots);
   state_.offers = share<int32_t>(slots * limits.tau_max);
@@ -78,6 +78,7 @@ Cycle::Cycle(Backend& backend, Model& target, Model* draft, const Limits& limits
   state_.stop_below = make<float>(slots);
   state_.verify_budget = make<int32_t>(1);
   state_.confidence = make<double>(slots);
+  state_.row_confidence = make<float>(limits.may_stop_early ? slots * limits.tau_max : 0);
   state_.params = make<SlotParams>(slots);
   state_.draft_logits = make<float>(limits.tau_max ? slots * width_ * draft_vocab : 0);
   target_logits_ = make<float>(emitted * target.vocab_size());
@@ -92,7 +93,8 @@ Cycle::Cycle(Backend& backend, Model& target, Model* draft, const Limits& limits
   ring_.resize(limits.in_flight);
   for (Results& results : ring_) {
     results.device = {share<CycleResult>(slots), share<int32_t>(emitted), share<float>(emitted), share<int32_t>(emitted * kMaxTopLogprobs),
-                      share<float>(emitted * kMaxTopLogprobs), limits.hash_logits ? share<uint64_t>(emitted) : nullptr};
+                      share<float>(emitted * kMaxTopLogprobs), limits.hash_logits ? share<uint64_t>(emitted) : nullptr,
+                      limits.may_stop_early ? share<float>(slots * limits.tau_max) : nullptr};
     if (limits.records) {
       const size_t drafts = slots * limits.tau_max;
       results.evidence = {share<int32_t>(1), share<int32_t>(drafts), share<float>(drafts), share<float>(drafts),

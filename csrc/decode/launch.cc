@@ -21,8 +21,8 @@ void Scheduler::choose_taus() {
   const TauChoice* choice = choices_.data();
   for (const auto& each : active_) {
     if (lacks_prompt(*each)) continue;
-    each->wanted_tau = choice->tau;
-    each->reason = choice++->reason;
+    each->wanted_tau = choice->tau, each->reason = choice->reason;
+    each->stop_below = std::max(choice++->stop_below, options_.min_draft_confidence);
   }
 }
 
@@ -69,6 +69,8 @@ bool Scheduler::launch() {
     if (tau && !offers) reserved = reserved && reserve(true, sequence.slot, std::min({draft_reach(longest, tau), sequence.end_length, draft_len}));
     if (!reserved) throw EngineDead("[step] promised KV pages are not there");
     if (sequence.sent_tau != sequence.wanted_tau) cycle_.set_wanted_tau(sequence.slot, sequence.sent_tau = sequence.wanted_tau);
+    if (cycle_.limits().may_stop_early && tau > 0 && sequence.sent_stop_below != sequence.stop_below)
+      cycle_.set_stop_below(sequence.slot, sequence.sent_stop_below = sequence.stop_below);
     if (!sequence.running) cycle_.set_running(sequence.slot, sequence.running = true);
     tau_max = std::max(tau_max, tau);
     positions = std::max(positions, std::min(longest + tau + 1, sequence.end_length));
@@ -134,10 +136,15 @@ void Scheduler::measure_host() {
 }
 
 CycleCost Scheduler::cost_of_collected() const {
-  int drafts = 0;
-  for (const Judged& each : judged_) drafts += each.tau;
+  int drafts = 0, steps = 0;
+  bool looked = false;
+  for (const Judged& each : judged_) {
+    drafts += each.tau;
+    steps = std::max(steps, each.passes);  // those behind the last early end had no rows
+    looked |= !each.confidence.empty();
+  }
   const int sequences = int(collected_.parts.size());
-  return {sequences, sequences + drafts, collected_.steps, cycle_.draft_seconds(), cycle_.verify_seconds(), cycle_.sample_seconds() + host_seconds_};
+  return {sequences, sequences + drafts, collected_.steps ? steps : 0, cycle_.draft_seconds(), cycle_.verify_seconds(), cycle_.sample_seconds() + host_seconds_, looked};
 }
 
 }  // namespace paceline

@@ -48,7 +48,7 @@ class Slots {
     state_.acceptance = rule;
     state_.tokens = make<int32_t>(slots * state_.tokens_stride);
     for (int32_t** each : {&state_.length, &state_.running, &state_.wanted_tau, &state_.offered, &state_.proposed, &state_.drafting,
-                           &state_.target_cached, &state_.draft_cached, &state_.draft_fed, &state_.first_row, &state_.draft_fault})
+                           &state_.target_cached, &state_.draft_cached, &state_.draft_fed, &state_.first_row, &state_.draft_fault, &state_.looked})
       *each = make<int32_t>(slots);
     state_.draft_row = make<int32_t>(slots * width_);
     state_.params = make<SlotParams>(slots);
@@ -56,7 +56,7 @@ class Slots {
     if (with_uniforms) state_.uniforms = uniforms_ = make<double>(slots * rows.tau);
     target_logits_ = make<float>(emitted * rows.vocab_size);
     results_ = {share<CycleResult>(slots), share<int32_t>(emitted), share<float>(emitted), share<int32_t>(emitted * kMaxTopLogprobs),
-                share<float>(emitted * kMaxTopLogprobs), nullptr};
+                share<float>(emitted * kMaxTopLogprobs), nullptr, nullptr};
 
     RequestParams quiet = params;
     quiet.logprobs = -1;

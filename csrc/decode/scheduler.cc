@@ -14,7 +14,7 @@ Cycle::Limits cycle_limits(const Backend& backend, const Model& target, const Mo
   const int vocab_limit = options.vocab_limit ? options.vocab_limit : target.vocab_size();
   return {options.max_num_seqs, draft || on_host ? options.num_speculative_tokens : 0, options.max_model_len, vocab_limit, options.acceptance,
           options.debug_hash, (draft || on_host) && options.trace_cycles > 0, in_flight,
-          draft && (options.policy == Policy::budget || options.min_draft_confidence > 0), on_host};
+          draft && (options.policy != Policy::fixed || options.min_draft_confidence > 0), on_host};
 }
 
 PrefixCache::Pool pool_of(Model* model) {
@@ -43,7 +43,7 @@ Scheduler::Scheduler(Backend& backend, Model& target, Model* draft, const Engine
   require(target.vocab_size() <= kMaxVocabSize, "[Engine] vocab_size must be at most ", kMaxVocabSize, ", got ", target.vocab_size());
   if (cycle_.limits().may_stop_early) {
     cycle_.set_verify_budget(options.verify_budget);
-    for (int slot = 0; slot < options.max_num_seqs; ++slot) cycle_.set_stop_below(slot, options.min_draft_confidence);
+    for (int slot = 0; slot < options.max_num_seqs; ++slot) cycle_.set_stop_below(slot, 0);
   }
   candidates_.reserve(options.max_num_seqs);
   choices_.reserve(options.max_num_seqs);

@@ -43,7 +43,9 @@ struct Sequence {
   int in_flight = 0, in_flight_tokens = 0;  // cycles under way it takes part in, and what they emit at most
   int wanted_tau = 0;            // drafts of its next cycle, if they can be had, and why: the controller's choice
   TauReason reason = TauReason::fixed;
+  float stop_below = 0;          // where those drafts end early
   int sent_tau = -1;             // wanted_tau as the device knows it
+  float sent_stop_below = -1;
   Proposal proposal;             // for the next cycle
   StopStrings stops;
   uint64_t logits_hash = 0;

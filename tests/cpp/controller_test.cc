@@ -86,6 +86,53 @@ TEST(auto_is_better_than_every_fixed_tau_on_the_mix) {
   CHECK(seconds < best, seconds, " against ", best);
 }
 
+// A draft that knows when it guesses: where it does not is a threshold, worth nothing up to a third, and asking costs a step's tenth.
+TEST(auto_finds_the_confidence_below_which_drafts_do_not_pay) {
+  const Confident drafts[] = {{"often sure", .96, .25, .8}, {"seldom sure", .97, .15, .5}, {"always alike", .75, .75, .5}};
+  for (double look : {1.0, 1.1})
+    for (const Machine& machine : kMachines)
+      for (const Confident& draft : drafts) {
+        double best = 0, best_fixed = 0, rate = 0;
+        for (int tau = 0; tau <= kTauMax; ++tau) {
+          Machine looking = machine;
+          looking.draft_step *= look;
+          best_fixed = std::max(best_fixed, draft.exact_rate(machine, tau, false));
+          best = std::max({best, best_fixed, draft.exact_rate(looking, tau, true)});
+        }
+        for (uint64_t seed : seeds()) {
+          const auto controller = automatic();
+          Simulation simulation(*controller, machine, {}, kTauMax, seed);
+          simulation.set_jitter(0.03), simulation.set_look(look), simulation.be_confident(draft);
+          simulation.begin(int64_t(seed));
+          simulation.run(1000);
+          const double before = simulation.seconds();
+          rate += double(simulation.run(kTokens)) / (simulation.seconds() - before) / double(kSeeds);
+        }
+        std::printf("      %-12s %-7s look %.1f: auto %.4f of the best tau and threshold, %.4f of the best tau\n", draft.name.c_str(), machine.name.c_str(), look,
+                    rate / best, rate / best_fixed);
+        CHECK(rate >= 0.97 * best, draft.name, " on ", machine.name, ": ", rate, " against ", best);
+      }
+}
+
+// A draft that thinks little of itself where it is right all the same; and one that becomes so while its drafts end early.
+TEST(what_a_draft_thinks_of_itself_is_not_believed_but_seen) {
+  const Confident modest{"modest", .95, .35, .5, .95};
+  for (bool at_first : {false, true}) {
+    const auto controller = automatic();
+    Simulation simulation(*controller, kMachines[1], {}, kTauMax, seeds()[0]);
+    simulation.be_confident({"seldom sure", .95, .35, .5, at_first ? .05 : .95});
+    simulation.begin(1);
+    simulation.run(8000);
+    simulation.be_confident(modest);
+    simulation.run(at_first ? 16000 : 0);
+    const double before = simulation.seconds();
+    const double rate = double(simulation.run(kTokens)) / (simulation.seconds() - before);
+    double best = 0;
+    for (int tau = 0; tau <= kTauMax; ++tau) best = std::max(best, modest.exact_rate(kMachines[1], tau, false));
+    CHECK(rate >= 0.96 * best, at_first ? "later: " : "from the start: ", rate, " against ", best);
+  }
+}
+
 TEST(a_draft_that_is_never_right_costs_three_per_cent_at_most) {
   for (const Machine& machine : {kMachines[0], kMachines[1], Machine{"dear draft", 0.5, 0.0, 0.0}, Machine{"dear catch-up", 0.3, 0.05, 0.0, nullptr, 0.1}})
     for (uint64_t seed : seeds()) {

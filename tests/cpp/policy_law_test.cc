@@ -1,6 +1,8 @@
 // The joint law of five emitted tokens against full enumeration, whatever chooses taus and wherever drafts end early: what may be looked
 // at is the draft's distribution and the tokens before, never the token that was drawn. Half a million texts per case.
+#include <array>
 #include <mutex>
+#include <random>
 #include <thread>
 
 #include "cpp/planted_costs.h"
@@ -15,11 +17,32 @@ constexpr double kAlpha = 1e-6;
 constexpr int kIds = 4, kLength = 5, kMaxTokens = 8, kTau = 4, kBatch = 5;
 const std::vector<int32_t> kPrompt = {1, 3};
 
+enum class Chooser { engine, planted_costs, dice };
 struct Case {
   std::string name;
   Acceptance acceptance;
   std::function<void(EngineOptions&)> adjust;
-  bool planted = false;  // what cycles cost is
+  Chooser chooser = Chooser::engine;
+};
+
+// Any tau, and drafts that end early below any confidence, by dice that know nothing of the drafts.
+class Dice : public Controller {
+ public:
+  explicit Dice(uint64_t seed) : random_(seed) {}
+  void choose(std::span<const Candidate> candidates, std::span<TauChoice> choices) override {
+    for (size_t i = 0; i < candidates.size(); ++i)
+      choices[i] = {int(random_() % (kTau + 1)), TauReason::best, std::array<float, 4>{0, kOnlyLook, 0.4f, 0.6f}[random_() % 4]};
+  }
+  void observe(const CycleCost&, std::span<const Judged> judged) override {
+    for (const Judged& each : judged) ended_ += int(each.confidence.size()) > each.tau;
+  }
+  void observe_catch_up(int64_t, int, double) override {}
+  void forget(int64_t) override {}
+  long ended() const { return ended_; }  // cycles whose drafts ended early
+
+ private:
+  std::mt19937_64 random_;
+  long ended_ = 0;
 };
 
 template <class LawOf>
@@ -36,7 +59,13 @@ void enumerate(std::vector<int>& text, double weight, const LawOf& law_of, std::
 void check_law(const Case& c, double temperature) {
   const long n = statistics_size(500000);
   TableEngine engine(table_pair(kIds, DraftKind::noisy), c.acceptance, kTau, kBatch, 32, c.adjust);
-  if (c.planted) {
+  const Dice* dice = nullptr;
+  if (c.chooser == Chooser::dice) {
+    auto controller = std::make_unique<Dice>(statistics_seed() + 10);
+    dice = controller.get();
+    engine->set_controller(std::move(controller));
+  }
+  if (c.chooser == Chooser::planted_costs) {
     EngineOptions options;
     c.adjust(options);
     engine->set_controller(std::make_unique<PlantedCosts>(ControllerOptions{options.policy, kTau, kBatch, options.latency_target},
@@ -72,6 +101,7 @@ void check_law(const Case& c, double temperature) {
   std::vector<int> text(kPrompt.begin(), kPrompt.end());
   enumerate(text, double(done), [&](const std::vector<int>& t) { return engine.target_law(params, t, int(kPrompt.size())); }, expected);
   const auto result = reference::chi_square(counts, expected);
+  CHECK(!dice || dice->ended() > n / 20, c.name, ": drafts of ", dice->ended(), " cycles ended early");
   CHECK(taus.size() >= 3, c.name, ": too few different taus to show anything");
   CHECK(result.p_value >= kAlpha, c.name, ", T ", temperature, ": X2 = ", result.statistic, " at ", result.degrees, " degrees, p = ", result.p_value);
 }
@@ -79,12 +109,13 @@ void check_law(const Case& c, double temperature) {
 std::vector<Case> cases(Acceptance acceptance) {
   const std::string rule = acceptance == Acceptance::coupled ? "coupled, " : "rejection, ";
   return {{rule + "fixed", acceptance, [](EngineOptions&) {}},
-          {rule + "auto", acceptance, [](EngineOptions& options) { options.policy = Policy::automatic; }, true},
-          {rule + "latency", acceptance, [](EngineOptions& options) { options.policy = Policy::latency, options.latency_target = 2.2; }, true},
+          {rule + "auto", acceptance, [](EngineOptions& options) { options.policy = Policy::automatic; }, Chooser::planted_costs},
+          {rule + "dice", acceptance, [](EngineOptions& options) { options.policy = Policy::automatic; }, Chooser::dice},
+          {rule + "latency", acceptance, [](EngineOptions& options) { options.policy = Policy::latency, options.latency_target = 2.2; }, Chooser::planted_costs},
           {rule + "early stop", acceptance, [](EngineOptions& options) { options.min_draft_confidence = 0.5f; }},
           {rule + "budget", acceptance, [](EngineOptions& options) { options.policy = Policy::budget, options.verify_budget = 11; }},
           {rule + "auto, early stop", acceptance,
-           [](EngineOptions& options) { options.policy = Policy::automatic, options.min_draft_confidence = 0.45f; }, true}};
+           [](EngineOptions& options) { options.policy = Policy::automatic, options.min_draft_confidence = 0.45f; }, Chooser::planted_costs}};
 }
 
 void check_all(const std::vector<Case>& all, double temperature) {

@@ -115,12 +115,14 @@ TEST(a_draft_run_ends_where_the_draft_is_not_sure) {
   CHECK(drafted[0] > drafted[1] && drafted[1] > 0 && drafted[2] == 0, drafted[0], ", ", drafted[1], ", ", drafted[2]);
 }
 
+constexpr float kThreshold = 0.2f;
+
 // What a controller is told: of every request until it is gone, of every cycle what its own rows cost, of none that had no rows.
 class Watching : public Controller {
  public:
   struct Seen {
     std::set<int64_t> known;
-    long cycles = 0, drafted = 0;
+    long cycles = 0, drafted = 0, ended = 0;
   };
   Watching(std::unique_ptr<Controller> controller, Seen* seen) : controller_(std::move(controller)), seen_(seen) {}
   void choose(std::span<const Candidate> candidates, std::span<TauChoice> choices) override {
@@ -130,8 +132,12 @@ class Watching : public Controller {
   void observe(const CycleCost& cost, std::span<const Judged> judged) override {
     int rows = cost.sequences;
     for (const Judged& each : judged) {
-      CHECK(each.tau <= each.asked && each.accepted <= each.tau && each.asked <= cost.steps, each.asked, " asked, ", cost.steps, " steps");
+      CHECK(each.tau <= each.passes && each.accepted <= each.tau && each.passes <= cost.steps, each.passes, " passes, ", cost.steps, " steps");
       rows += each.tau;
+      CHECK(int(each.confidence.size()) == each.passes, each.confidence.size(), " places looked at in ", each.passes, " passes");
+      for (int place = 0; place < each.passes; ++place)
+        CHECK((each.confidence[place] >= kThreshold) == (place < each.tau) && each.confidence[place] <= 1, "draft ", place, " of ", each.tau, ": ", each.confidence[place]);
+      seen_->ended += each.passes > each.tau;
     }
     CHECK(!judged.empty() && cost.sequences == int(judged.size()) && cost.rows == rows, cost.sequences, " sequences, ", cost.rows, " rows, ",
           judged.size(), " judged");
@@ -150,7 +156,7 @@ TEST(a_controller_is_told_of_all_that_ran_and_of_all_who_left) {
   const Pair pair = pairs(DType::fp32)[0];
   EngineOptions options = options_of(pair, 3);
   options.policy = Policy::automatic;
-  options.min_draft_confidence = 0.2f;
+  options.min_draft_confidence = kThreshold;
   Engine engine(backend(), pair.target, pair.draft, options);
   Watching::Seen seen;
   engine.set_controller(std::make_unique<Watching>(make_controller({Policy::fixed, kTau, 3}), &seen));
@@ -161,7 +167,7 @@ TEST(a_controller_is_told_of_all_that_ran_and_of_all_who_left) {
     engine.step();
     if (random() % 3 == 0) engine.cancel(ids[random() % ids.size()]);
   }
-  CHECK(seen.cycles > 50 && seen.drafted > 10, seen.cycles, " cycles, ", seen.drafted, " with drafts");
+  CHECK(seen.cycles > 50 && seen.drafted > 10 && seen.ended > 3, seen.cycles, " cycles, ", seen.drafted, " with drafts, ", seen.ended, " that ended early");
   CHECK(seen.known.empty(), seen.known.size(), " requests that are gone are remembered");
 }
 

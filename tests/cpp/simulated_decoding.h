@@ -62,6 +62,25 @@ inline double best_fixed_rate(const Acceptance2& acceptance, const Machine& mach
   return best;
 }
 
+// A draft that says how sure it is: at each place it is sure of itself or it is not, and is right as often as it says, or not.
+struct Confident {
+  std::string name;
+  double sure, unsure, share;  // confidences, and how often it is sure
+  double right_if_unsure = unsure;
+
+  // Tokens per second in the long run, of drafts that end before a place where it is unsure, or of drafts that do not.
+  double exact_rate(const Machine& machine, int tau, bool stops) const {
+    const double goes_on = stops ? share : 1, right = share * sure + (stops ? 0 : (1 - share) * right_if_unsure);
+    double emitted = 1, seconds = machine.overhead, reached = 1, reached_right = 1;
+    for (int place = 1; place <= tau; ++place) {
+      seconds += reached * machine.draft_step;             // its pass is run, whatever it says
+      seconds += reached * (1 - goes_on) * machine.target(place);  // drafts end here: place - 1 of them
+      reached *= goes_on, emitted += reached_right *= right;
+    }
+    return emitted / (seconds + reached * machine.target(tau + 1));
+  }
+};
+
 // One request at a time, as the scheduler runs it: the first cycle has no drafts, and what the draft lacks is read before the next that has,
 // in pieces if the controller leaves no time for more.
 class Simulation {
@@ -71,7 +90,9 @@ class Simulation {
 
   Machine& machine() { return machine_; }
   void accept_as(const Acceptance2& acceptance) { acceptance_ = acceptance; }
+  void be_confident(const Confident& draft) { confident_ = draft; }
   void set_load(double load) { load_ = load; }
+  void set_look(double look) { look_ = look; }  // a step of the draft that says how sure it is, over one that does not
   void set_jitter(double jitter) { jitter_ = jitter; }
   double seconds() const { return seconds_; }
   double speculation_seconds() const { return speculation_seconds_; }  // of draft passes, catch-up and rows beyond one per cycle
@@ -102,17 +123,29 @@ class Simulation {
     const int tau = fresh_ || lag_ > 1 ? 0 : choice.tau;
     fresh_ = false;
     const double mood = load_ * (jitter_ > 0 ? std::exp(jitter_ * normal_(random_)) : 1.0);
-    const CycleCost cost{1, tau + 1, tau, mood * tau * machine_.draft_step, mood * machine_.target(tau + 1), mood * machine_.overhead};
-    int accepted = 0;
-    while (accepted < tau && right()) ++accepted, step();
+    int drafted = 0, accepted = 0;
+    bool all_right = true;
+    confidence_.clear();
+    for (bool goes_on = true; goes_on && drafted < tau;) {
+      const bool is_sure = confident_.share > 0 && uniform_(random_) < confident_.share;
+      const double confidence = is_sure ? confident_.sure : confident_.unsure;
+      if (confident_.share > 0 && choice.stop_below > 0) confidence_.push_back(float(confidence)), goes_on = confidence >= choice.stop_below;
+      if (!goes_on) break;
+      ++drafted;
+      all_right = all_right && (confident_.share > 0 ? uniform_(random_) < (is_sure ? confident_.sure : confident_.right_if_unsure) : right());
+      if (all_right) ++accepted, step();
+    }
     step();
+    const int passes = std::min(tau, drafted + 1);
+    const double look = confidence_.empty() ? 1 : look_;
+    const CycleCost cost{1, drafted + 1, passes, mood * passes * look * machine_.draft_step, mood * machine_.target(drafted + 1), mood * machine_.overhead, !confidence_.empty()};
     lag_ = tau ? 0 : lag_ + 1;
     seconds_ += reading, speculation_seconds_ += reading;
     last_tau_ = tau;
     last_cycle_seconds_ = cost.total();
     seconds_ += cost.total();
     speculation_seconds_ += cost.total() - mood * machine_.cycle(0);
-    const Judged judged{request_, tau, tau, accepted, accepted + 1};
+    const Judged judged{request_, passes, drafted, accepted, accepted + 1, false, confidence_};
     controller_.observe(cost, {&judged, 1});
     return accepted + 1;
   }
@@ -134,8 +167,10 @@ class Simulation {
   std::mt19937_64 random_;
   std::uniform_real_distribution<double> uniform_{0, 1};
   std::normal_distribution<double> normal_{0, 1};
-  double seconds_ = 0, speculation_seconds_ = 0, last_cycle_seconds_ = 0, load_ = 1, jitter_ = 0;
+  double seconds_ = 0, speculation_seconds_ = 0, last_cycle_seconds_ = 0, load_ = 1, jitter_ = 0, look_ = 1;
   bool in_good_ = true, fresh_ = true;
+  Confident confident_{};
+  std::vector<float> confidence_;
   int64_t request_ = 0;
   int lag_ = 0, last_tau_ = 0;
   TauReason last_reason_ = TauReason::fixed;

@@ -86,13 +86,14 @@ class Twins {
         offers("offers", size_t(s.slots) * s.tau_max), proposed("proposed", s.slots), drafting("drafting", s.slots),
         target_cached("target_cached", s.slots), draft_cached("draft_cached", s.slots), draft_fed("draft_fed", s.slots),
         first_row("first_row", s.slots), draft_row("draft_row", size_t(s.tau_max + 1) * s.slots), draft_fault("draft_fault", s.slots),
-        stop_below("stop_below", s.slots), verify_budget("verify_budget", 1), confidence("confidence", s.slots), params("params", s.slots),
+        stop_below("stop_below", s.slots), verify_budget("verify_budget", 1), confidence("confidence", s.slots), looked("looked", s.slots),
+        row_confidence("row_confidence", size_t(s.slots) * s.tau_max), params("params", s.slots),
         draft_logits("draft_logits", size_t(s.tau_max + 1) * s.slots * s.draft_vocab),
         logits("logits", size_t(s.tau_max + 1) * s.slots * s.vocab), draft_pass(2 * s.slots), verify_pass(s.slots * (s.tau_max + 1)),
         results("results", s.slots), emitted("results.tokens", size_t(s.slots) * (s.tau_max + 1)),
         logprobs("results.logprobs", emitted.size()),
         top_ids("results.top_ids", emitted.size() * kMaxTopLogprobs), top_logprobs("results.top_logprobs", top_ids.size()),
-        hashes("results.row_hashes", emitted.size()), rows("evidence.rows", 1), drafted("evidence.drafted", size_t(s.slots) * s.tau_max),
+        hashes("results.row_hashes", emitted.size()), confidences("results.confidence", row_confidence.size()), rows("evidence.rows", 1), drafted("evidence.drafted", size_t(s.slots) * s.tau_max),
         draft_logprob("evidence.draft_logprob", drafted.size()), target_logprob("evidence.target_logprob", drafted.size()),
         agreements("evidence.agreement", drafted.size()), catch_up_agreement("evidence.catch_up_agreement", s.slots),
         extra_probability("evidence.extra_probability", s.slots), scratch(scratch_bytes()) {
@@ -117,13 +118,13 @@ class Twins {
     s.wanted_tau = wanted_tau.at(on_device), s.drafting = drafting.at(on_device), s.target_cached = target_cached.at(on_device);
     s.draft_cached = draft_cached.at(on_device), s.draft_fed = draft_fed.at(on_device), s.first_row = first_row.at(on_device);
     s.may_stop_early = may_stop_early, s.stop_below = stop_below.at(on_device), s.verify_budget = verify_budget.at(on_device);
-    s.confidence = confidence.at(on_device);
+    s.confidence = confidence.at(on_device), s.looked = looked.at(on_device), s.row_confidence = row_confidence.at(on_device);
     s.draft_row = draft_row.at(on_device), s.draft_fault = draft_fault.at(on_device), s.params = params.at(on_device), s.draft_logits = draft_logits.at(on_device);
     return s;
   }
   CycleResults outcome(bool on_device) {
     return {results.at(on_device), emitted.at(on_device), logprobs.at(on_device), top_ids.at(on_device), top_logprobs.at(on_device),
-            hashes_wanted ? hashes.at(on_device) : nullptr};
+            hashes_wanted ? hashes.at(on_device) : nullptr, confidences.at(on_device)};
   }
 
   CycleEvidence evidence(bool on_device) {
@@ -135,14 +136,15 @@ class Twins {
   void upload() {
     tokens.upload(), length.upload(), running.upload(), wanted_tau.upload(), offered.upload(), offers.upload(), proposed.upload(), drafting.upload(), target_cached.upload();
     draft_cached.upload(), draft_fed.upload(), first_row.upload(), draft_row.upload(), draft_fault.upload(), params.upload();
-    stop_below.upload(), verify_budget.upload(), confidence.upload();
+    stop_below.upload(), verify_budget.upload(), confidence.upload(), looked.upload(), row_confidence.upload();
   }
   void check_state(const std::string& where) const {
-    check_all(where, tokens, length, running, wanted_tau, offered, offers, proposed, drafting, target_cached, draft_cached, draft_fed, first_row, draft_row, draft_fault, confidence, params,
+    check_all(where, tokens, length, running, wanted_tau, offered, offers, proposed, drafting, target_cached, draft_cached, draft_fed, first_row, draft_row, draft_fault, confidence, looked,
+              row_confidence, params,
               draft_logits);
   }
   void check_results(const std::string& where) const {
-    check_all(where, emitted, results, logprobs, top_ids, top_logprobs, hashes, logits);
+    check_all(where, emitted, results, logprobs, top_ids, top_logprobs, hashes, confidences, logits);
   }
 
   void begin(const std::string& where) {
@@ -217,6 +219,8 @@ class Twins {
   Both<float> stop_below;
   Both<int32_t> verify_budget;
   Both<double> confidence;
+  Both<int32_t> looked;
+  Both<float> row_confidence;
   Both<SlotParams> params;
   Both<float> draft_logits, logits;
   TwinRows draft_pass, verify_pass;
@@ -226,6 +230,7 @@ class Twins {
   Both<int32_t> top_ids;
   Both<float> top_logprobs;
   Both<uint64_t> hashes;
+  Both<float> confidences;
   Both<int32_t> rows, drafted;
   Both<float> draft_logprob, target_logprob, agreements, catch_up_agreement;
   Both<double> extra_probability;

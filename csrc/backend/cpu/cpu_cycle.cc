@@ -64,7 +64,7 @@ void CpuBackend::begin_cycle(const CycleState& state) {
     state.proposed[slot] = state.running[slot] ? state.offered[slot] : 0;
     state.drafting[slot] = state.running[slot] ? planned_tau(state, slot, state.length[slot]) : 0;
     state.draft_fed[slot] = state.draft_cached[slot];
-    state.draft_fault[slot] = 0;
+    state.draft_fault[slot] = state.looked[slot] = 0;
     int32_t* drafts = state.tokens + size_t(slot) * state.tokens_stride + state.length[slot];
     for (int i = 0; i < smaller(state.proposed[slot], state.drafting[slot]); ++i) drafts[i] = state.offers[slot * state.tau_max + i];
   }
@@ -112,6 +112,7 @@ void CpuBackend::stop_early(const CycleState& state, int step) {
       const ProcessedRow row = sampling_->process(draft_task(state, slot, step, state.length[slot]), scratch(thread));
       const double confidence = row.fault ? 0.0 : sampling_->confidence(row);
       state.confidence[slot] = step ? state.confidence[slot] * confidence : confidence;
+      state.row_confidence[size_t(slot) * state.tau_max + state.looked[slot]++] = float(confidence);
       if (!row.fault && confidence < double(state.stop_below[slot])) state.drafting[slot] = step;
     }
   });
@@ -173,6 +174,8 @@ void CpuBackend::accept_slot(const CycleState& state, int slot, const float* log
   }
 
   result.draft_fault = state.draft_fault[slot];
+  result.looked = state.looked[slot];
+  for (int i = 0; i < result.looked; ++i) results.confidence[slot * state.tau_max + i] = state.row_confidence[slot * state.tau_max + i];
 
   // Commit: lengths move, and with them both caches.
   const int length = start + result.emitted;

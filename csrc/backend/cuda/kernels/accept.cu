@@ -64,6 +64,7 @@ __device__ void commit(const CycleState& state, int slot, CycleResult result, co
   state.target_cached[slot] = result.target_cached = cached_after(result.first_position + result.tau, length);
   state.draft_cached[slot] = result.draft_cached = cached_after(state.draft_fed[slot], length);
   if (result.finish != kRunning) state.running[slot] = 0;
+  for (int i = 0; i < result.looked; ++i) results.confidence[slot * state.tau_max + i] = state.row_confidence[slot * state.tau_max + i];
   results.slot[slot] = result;
 }
 
@@ -74,6 +75,7 @@ __device__ Walk walk(const CycleState& state, int slot, const Verdict* verdicts,
   result.first_position = state.length[slot];
   result.tau = state.drafting[slot];
   result.draft_fault = state.draft_fault[slot];
+  result.looked = state.looked[slot];
   for (bool goes_on = true; goes_on;) {
     const Verdict& verdict = verdicts[result.emitted];
     if (verdict.fault) {

@@ -56,7 +56,7 @@ __global__ void begin_cycle_kernel(CycleState state) {
     state.proposed[slot] = offered;
     state.drafting[slot] = runs ? tau : 0;
     state.draft_fed[slot] = state.draft_cached[slot];
-    state.draft_fault[slot] = 0;
+    state.draft_fault[slot] = state.looked[slot] = 0;
     int32_t* drafts = state.tokens + size_t(slot) * state.tokens_stride + length;
     for (int i = 0; i < smaller(offered, tau); ++i) drafts[i] = state.offers[slot * state.tau_max + i];
   }

@@ -38,6 +38,7 @@ __global__ void decide_kernel(ChoosingRows drafts) {
     const RowState& known = drafts.known[slot];
     const double confidence = known.fault ? 0.0 : probability(warmed(drafts, slot, row), known.warm_mass, known.argmax);
     state.confidence[slot] = step ? state.confidence[slot] * confidence : confidence;
+    state.row_confidence[slot * state.tau_max + state.looked[slot]++] = float(confidence);
     if (!known.fault && confidence < double(state.stop_below[slot])) state.drafting[slot] = step;
   }
   if (!budget) return;
