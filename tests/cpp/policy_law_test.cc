@@ -15,7 +15,7 @@ namespace {
 
 constexpr double kAlpha = 1e-6;
 constexpr int kIds = 4, kLength = 5, kMaxTokens = 8, kTau = 4, kBatch = 5;
-const std::vector<int32_t> kPrompt = {1, 3};
+const std::vector<int32_t> kPrompt = {1, 3, 2, 1, 3};  // its end has occurred before: n-grams have a run for the first cycle too
 
 enum class Chooser { engine, planted_costs, dice };
 struct Case {
@@ -23,6 +23,7 @@ struct Case {
   Acceptance acceptance;
   std::function<void(EngineOptions&)> adjust;
   Chooser chooser = Chooser::engine;
+  DrafterKind drafter = DrafterKind::model;
 };
 
 // Any tau, and drafts that end early below any confidence, by dice that know nothing of the drafts.
@@ -58,7 +59,7 @@ void enumerate(std::vector<int>& text, double weight, const LawOf& law_of, std::
 
 void check_law(const Case& c, double temperature) {
   const long n = statistics_size(500000);
-  TableEngine engine(table_pair(kIds, DraftKind::noisy), c.acceptance, kTau, kBatch, 32, c.adjust);
+  TableEngine engine(table_pair(kIds, DraftKind::noisy), c.acceptance, kTau, kBatch, 32, c.adjust, c.drafter);
   const Dice* dice = nullptr;
   if (c.chooser == Chooser::dice) {
     auto controller = std::make_unique<Dice>(statistics_seed() + 10);
@@ -115,7 +116,10 @@ std::vector<Case> cases(Acceptance acceptance) {
           {rule + "early stop", acceptance, [](EngineOptions& options) { options.min_draft_confidence = 0.5f; }},
           {rule + "budget", acceptance, [](EngineOptions& options) { options.policy = Policy::budget, options.verify_budget = 11; }},
           {rule + "auto, early stop", acceptance,
-           [](EngineOptions& options) { options.policy = Policy::automatic, options.min_draft_confidence = 0.45f; }, Chooser::planted_costs}};
+           [](EngineOptions& options) { options.policy = Policy::automatic, options.min_draft_confidence = 0.45f; }, Chooser::planted_costs},
+          {rule + "n-gram", acceptance, [](EngineOptions&) {}, Chooser::engine, DrafterKind::ngram},
+          {rule + "chain", acceptance, [](EngineOptions&) {}, Chooser::engine, DrafterKind::chain},
+          {rule + "chain, early stop", acceptance, [](EngineOptions& options) { options.min_draft_confidence = 0.45f; }, Chooser::engine, DrafterKind::chain}};
 }
 
 void check_all(const std::vector<Case>& all, double temperature) {
