@@ -1,7 +1,9 @@
 """Texts of the pair, walked once: each is emitted, both models' rows are computed cold, and everything that is judged from end to end
 is taken from them before they go."""
 
+import concurrent.futures
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -24,51 +26,70 @@ SETTINGS = (
 KV_TEXTS = 45
 BOOK_TEXTS = 36
 RECORDED = 2      # row pairs that are replayed
-CANDIDATES = 400  # that they are chosen from
+CANDIDATE_TEXTS = 72  # whose rows they are chosen from
 MOST_CYCLES = 8192
+TAMPERED_TEXTS = 100  # 6,000 tokens: X2 is then hundreds above its degrees
+THREADS = 2
 
 
-@dataclasses.dataclass(slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Walk:
     """What was taken from the texts."""
 
     transforms: transform.Transforms
     tampered: transform.Transforms
-    """The same as if the target's rows had been of another temperature: the control's."""
+    """Of the first texts, as if the target's rows had been of another temperature: the control's."""
     comparisons: list[kv.Comparison]
     kv_text: tuple[Text, np.ndarray]
     verdicts: list[Verdict]
     candidates: list[tuple[float, replay.Rows]]
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Taken:
+    """Of one text."""
+
+    place: np.ndarray
+    values: np.ndarray
+    shifted: np.ndarray | None
+    comparison: kv.Comparison | None
+    kv_text: tuple[Text, np.ndarray] | None
+    verdict: Verdict | None
+    candidates: list[tuple[float, replay.Rows]]
+
+
 def walk(subject: Subject, rule: AcceptanceRule, prompts: Sequence[Sequence[int]], tokens: int, seed: int) -> Walk:
-    """Texts until there are so many tokens."""
+    """Texts until there are so many tokens. They are judged beside the engine that emits the next ones: half of the time is NumPy's."""
     length = min(TEXT_TOKENS, subject.longest - max(map(len, prompts)))
     count = math.ceil(tokens / length)
     noise = np.random.default_rng([seed, len(rule)])
     params = [dataclasses.replace(SETTINGS[i % 3], seed=int(noise.integers(2**63)), max_tokens=length, ignore_eos=True,
                                   logprobs=kv.TOP if i < KV_TEXTS else None) for i in range(count)]
-    values, shifted, places = [], [], []
-    found = Walk(transform.Transforms(np.empty(0), np.empty(0, np.int64)), transform.Transforms(np.empty(0), np.empty(0, np.int64)), [],
-                 (None, None), [], [])  # type: ignore[arg-type]
-    for i, text in enumerate(texts(subject.engine(rule), [prompts[i % len(prompts)] for i in range(count)], params)):
-        target, draft = cold_rows(subject.engine(rule), text), cold_rows(subject.drafts, text)
+    last_kv_text = min(KV_TEXTS, count) - 1
+    engine, _ = subject.engine(rule), subject.draft_vocabulary  # made here, not by two threads at once
+
+    def taken(i: int, text: Text) -> Taken:
+        target, draft = cold_rows(engine, text, subject.num_ids), cold_rows(subject.drafts, text, subject.draft_vocabulary)
         rows = scaled_rows(target, draft, text, subject.num_ids)
         p_target, p_draft = rows.laws
-        v = noise.random(len(text.tokens))
-        values.append(transform.transformed(p_target, p_draft, text.tokens, v))
-        shifted.append(transform.transformed(law(rows.target / transform.TAMPERED_TEMPERATURE), p_draft, text.tokens, v))
-        places.append(text.place)
-        if i < KV_TEXTS:
-            found.comparisons.append(kv.compared(text, target))
-            found.kv_text = (text, target)
-        if i < BOOK_TEXTS:
-            found.verdicts.append(judged(decisions_of(rule, text, target[:, :subject.num_ids], draft)))
-        if len(found.candidates) < CANDIDATES:
-            found.candidates += _candidates(text, target[:, :subject.num_ids], draft, rows)
-    found.transforms = transform.Transforms(np.concatenate(values), np.concatenate(places))
-    found.tampered = transform.Transforms(np.concatenate(shifted), np.concatenate(places))
-    return found
+        v = np.random.default_rng([seed, len(rule), i]).random(len(text.tokens))
+        return Taken(
+            text.place, transform.transformed(p_target, p_draft, text.tokens, v),
+            transform.transformed(law(rows.target / transform.TAMPERED_TEMPERATURE), p_draft, text.tokens, v) if i < TAMPERED_TEXTS else None,
+            kv.compared(text, target) if i < KV_TEXTS else None, (text, target) if i == last_kv_text else None,
+            judged(decisions_of(rule, text, target[:, :subject.num_ids], draft)) if i < BOOK_TEXTS else None,
+            _candidates(text, target[:, :subject.num_ids], draft, rows) if i < CANDIDATE_TEXTS else [])
+
+    with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+        all_taken = list(pool.map(taken, itertools.count(), texts(engine, [prompts[i % len(prompts)] for i in range(count)], params)))
+    place = np.concatenate([each.place for each in all_taken])
+    (kv_text,) = (each.kv_text for each in all_taken if each.kv_text)
+    return Walk(
+        transform.Transforms(np.concatenate([each.values for each in all_taken]), place),
+        transform.Transforms(np.concatenate([each.shifted for each in all_taken if each.shifted is not None]),
+                             np.concatenate([each.place for each in all_taken if each.shifted is not None])),
+        [each.comparison for each in all_taken if each.comparison], kv_text, [each.verdict for each in all_taken if each.verdict],
+        [candidate for each in all_taken for candidate in each.candidates])
 
 
 def decisions_of(rule: AcceptanceRule, text: Text, target: np.ndarray, draft: np.ndarray) -> Decisions:

@@ -30,7 +30,7 @@ def audit(engine: Engine, prompts: Sequence[Any] | None = None, *, tokens: int =
             pairings = parity.pairings(subject, rule, ids[:8], seed)
             found.append(parity.judged(rule, pairings))
             evidence += pairings
-        share = {"coupled": tokens // 3, "rejection": tokens}  # under `coupled` parity shows the same, bit by bit
+        share = {"coupled": tokens // 6, "rejection": tokens}  # under `coupled` parity shows the same, bit by bit
         walks = {}
         end_checks = []
         for rule in RULES:

@@ -1,6 +1,7 @@
 """The pair under audit: engines of either rule, the draft's rows, and the operations themselves without models."""
 
 import contextlib
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from paceline import _core
 from paceline.arguments import AcceptanceRule, prompt_ids
-from paceline.audit.texts import TEXT_TOKENS, model_vocabulary
+from paceline.audit.texts import TEXT_TOKENS
 from paceline.commands.demo import PROMPTS
 from paceline.devices import make_backend
 from paceline.engine import Engine
@@ -55,6 +56,11 @@ class Subject:
                 max_num_seqs=64, kv_cache_tokens=info["kv_cache_tokens"], num_threads=given["num_threads"], warmup=False))
         return self._drafts
 
+    @functools.cached_property
+    def draft_vocabulary(self) -> int:
+        """Columns of the draft's rows."""
+        return int(self.drafts.verify([0], []).logprobs.shape[1])
+
     @property
     def longest(self) -> int:
         """Tokens of a text whose every row both models have."""
@@ -79,4 +85,4 @@ class Subject:
 
     def setup(self) -> dict[str, Any]:
         names = ("target", "draft", "device", "dtype", "draft_dtype", "kv_dtype", "num_speculative_tokens", "acceptance", "max_num_seqs", "vocab_size")
-        return {name: self._own.info[name] for name in names} | {"draft_vocab_size": model_vocabulary(self.drafts)}
+        return {name: self._own.info[name] for name in names} | {"draft_vocab_size": self.draft_vocabulary}

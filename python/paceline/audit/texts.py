@@ -61,16 +61,11 @@ def texts(engine: Engine, prompts: Sequence[Sequence[int]], params: Sequence[Sam
             yield Text(tuple(prompts[i]), params[i], np.array(emitted, np.int64), start_of, place_of, tau, accepted.astype(bool), tuple(logprobs))
 
 
-def cold_rows(engine: Engine, text: Text) -> NDArray[np.float32]:
-    """[tokens, vocabulary] log-softmax of the engine's target where it chose each token: one prefill of the finished text. Ids that the
-    model does not know are read as id 0, as a draft does."""
-    size = model_vocabulary(engine)
-    prompt = [token if token < size else 0 for token in text.prompt]
-    return engine.verify(prompt, [int(token) if token < size else 0 for token in text.tokens[:-1]]).logprobs
-
-
-def model_vocabulary(engine: Engine) -> int:
-    return int(engine.verify([0], []).logprobs.shape[1])
+def cold_rows(engine: Engine, text: Text, vocabulary: int) -> NDArray[np.float32]:
+    """[tokens, vocabulary] log-softmax of the engine's target where it chose each token: one prefill of the finished text. Ids from
+    `vocabulary` on, which the model does not know, are read as id 0, as a draft does."""
+    prompt = [token if token < vocabulary else 0 for token in text.prompt]
+    return engine.verify(prompt, [int(token) if token < vocabulary else 0 for token in text.tokens[:-1]]).logprobs
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
