@@ -182,7 +182,8 @@ def _tokenizer_config(data: bytes, directory: pathlib.Path) -> None:
 JINJA = ["{{ ", " }}", "{% for i in range(9) %}", "{% endfor %}", "{% if x %}", "{% endif %}", "{% set x = ", " %}", "{% macro m(n) %}", "{% endmacro %}", "{{ m(9) }}", "messages",
          "loop.index", " * 10**9", " ~ x", " + x", "'x' * 99999", " | join", "|list", "|string", "|tojson", "|upper", "|sort", "|map('upper')", ".__class__", "['__mro__']", ".format(1)",
          "namespace(x=x)", "{% set ns.x = [ns.x, ns.x] %}", "'%99999d' % 5", "[::-1]", "range(10**9)", "raise_exception('no')", "not ", "((", "))", "{% break %}", "{% generation %}",
-         "{% endgeneration %}", "{% call m() %}", "{% endcall %}", "{% set x %}", "{% endset %}", " is even", "dict(a=1)", "strftime_now('%Y')", ".replace('', 'xxxxxxxxx')"]
+         "{% endgeneration %}", "{% call m() %}", "{% endcall %}", "{% set x %}", "{% endset %}", " is even", "dict(a=1)", "strftime_now('%Y')", ".replace('', 'xxxxxxxxx')",
+         ".rfind('ab' ~ x)", ".rindex('b' ~ x)", ".rpartition('ba' ~ x)", ".rsplit('ba' ~ x)", "'a' * 9999"]
 ROPE = ["rope_type", "type", "factor", "rope_theta", "rope_scaling", "rope_parameters", "linear", "llama3", "yarn", "default", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow",
         "original_max_position_embeddings", "mscale", "mscale_all_dim", "attention_factor", "truncate", "partial_rotary_factor"]
 TARGETS = {target.name: target for target in (
