@@ -171,7 +171,7 @@ def _tau(wanted: int | str, drafter: str | None, policy: str, num_seqs: int) -> 
 
 def _tokenizer(given: PathLike | tokenizers.Tokenizer | None, target: Checkpoint) -> Tokenizer | None:
     if isinstance(given, tokenizers.Tokenizer):
-        return Tokenizer(given, "tokenizer", target.directory)
+        return Tokenizer.copy_of(given, "tokenizer", target.directory)
     if given is not None:
         return Tokenizer.read(_path("tokenizer", given))
     return Tokenizer.read(target.directory) if os.path.lexists(target.directory / "tokenizer.json") else None

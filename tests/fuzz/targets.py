@@ -139,9 +139,16 @@ def _weights_cache(data: bytes, directory: pathlib.Path) -> None:
     expect(found is None or np.array_equal(found, PACKED), "other weights than were written")
 
 
+SHORT, MOST_IDS = "def café(x): return 'x'\n", 5_000
+
+
 def _tokenizer(data: bytes, directory: pathlib.Path) -> None:
     (directory / "tokenizer.json").write_bytes(data)
     words = Tokenizer.read(directory)
+    ids = words.encode(SHORT)
+    expect(len(ids) <= MOST_IDS, f"{len(ids)} ids of {len(SHORT)} letters")
+    expect(words._inner.truncation is None and words._inner.padding is None, "prompts that are cut or filled up")
+    expect(not words._definition["model"].get("dropout") and words.encode(SHORT) == ids, "other ids each time")
     expect(len(words.token_bytes) == words.vocab_size <= 1 << 20 and all(type(each) is bytes for each in words.token_bytes), "the table of bytes")
     for token, i in words.vocab.items():
         if sum(other == i for other in words.vocab.values()) > 1:
@@ -191,6 +198,7 @@ TARGETS = {target.name: target for target in (
     Target("index", _index, ["weight_map", "../one.safetensors", "one.safetensors", "two.safetensors", "./two.safetensors", "a", "b", "c"]),
     Target("config", _config, [*ROPE, "head_dim", "num_key_value_heads", "sliding_window", "use_sliding_window", "layer_types", "attention_bias", "Qwen2ForCausalLM", "MistralForCausalLM"]),
     Target("rope", _rope, ROPE), Target("generation_config", _generation_config, ["eos_token_id"]), Target("weights_cache", _weights_cache, ["bytes", "key", "block", "format"]),
-    Target("tokenizer", _tokenizer, ["<0xZZ>", "<0x41>", "<0x-1>", "ByteLevel", "Metaspace", "ByteFallback", "Replace", "Sequence", "Prepend", "content", "special", "\u2581"]),
+    Target("tokenizer", _tokenizer, ["<0xZZ>", "<0x41>", "<0x-1>", "ByteLevel", "Metaspace", "ByteFallback", "Replace", "Sequence", "Prepend", "content", "special", "\u2581", "TemplateProcessing",
+                                     "SpecialToken", "Precompiled", "post_processor", "truncation", "padding", "dropout"]),
     Target("chat_template", _chat_template, JINJA, (_core.ModelFileError, Refused, UnicodeDecodeError)),
     Target("tokenizer_config", _tokenizer_config, ["chat_template", "bos_token", "content", "default", "tool_use", "name", "template", "{{ messages }}", "{{"]))}
