@@ -1,5 +1,6 @@
 """A checkpoint directory: config.json, generation_config.json, model.safetensors or its shards."""
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from paceline import _core
 from paceline._core import ModelFileError
 from paceline.loading.config import ModelConfig, config_of, num_weights
+from paceline.loading.files import opened
 from paceline.loading.safetensors import FileState, StoredTensor, read_header
 from paceline.loading.strict_json import read_json, shown
 
@@ -76,11 +78,13 @@ def load_weights(backend: _core.Backend, checkpoint: Checkpoint, dtype: str) -> 
     _check(checkpoint, expected)
     staging = np.empty(STAGING, np.uint8)
     files: dict[Path, int] = {}
-    try:
+    states = checkpoint.files
+    with contextlib.ExitStack() as open_files:
         for name in sorted(expected, key=lambda name: (checkpoint.tensors[name].file, checkpoint.tensors[name].begin)):
             tensor = checkpoint.tensors[name]
             if tensor.file not in files:
-                files[tensor.file] = os.open(tensor.file, os.O_RDONLY | os.O_CLOEXEC)
+                files[tensor.file], status = open_files.enter_context(opened(tensor.file))
+                _refuse_another(tensor.file, tensor.state, status)
             row_bytes = tensor.nbytes // tensor.shape[0]
             rows = max(STAGING // row_bytes // BLOCK, 1) * BLOCK
             if rows * row_bytes > len(staging):
@@ -91,11 +95,8 @@ def load_weights(backend: _core.Backend, checkpoint: Checkpoint, dtype: str) -> 
                 _read(files[tensor.file], tensor, name, first * row_bytes, data)
                 _check_finite(tensor, name, data)
                 weights.load(name, DTYPES[tensor.dtype], (count, *tensor.shape[1:]), data, first)
-    except OSError as error:
-        raise ModelFileError(f"{checkpoint.directory}: cannot be read: {error.strerror}") from error
-    finally:
-        for descriptor in files.values():
-            os.close(descriptor)
+        for file, descriptor in files.items():
+            _refuse_another(file, states[file], os.fstat(descriptor))
     weights.finish()
     return weights
 
@@ -170,6 +171,12 @@ def _check(checkpoint: Checkpoint, expected: Mapping[str, list[int]]) -> None:
     for name in checkpoint.tensors.keys() - expected.keys():
         if not name.endswith("rotary_emb.inv_freq") and not (name == "lm_head.weight" and checkpoint.config.tie_word_embeddings):
             raise ModelFileError(f"{checkpoint.tensors[name].file}: tensor {shown(name)}: expected no such tensor in {checkpoint.architecture}")
+
+
+def _refuse_another(file: Path, state: FileState, status: os.stat_result) -> None:
+    """Whatever the path names by now: only the file whose header was read, and as it was then."""
+    if FileState.of(status) != state:
+        raise ModelFileError(f"{file}: expected the file whose header was read, found that it has changed since")
 
 
 def _read(descriptor: int, tensor: StoredTensor, name: str, begin: int, data: NDArray[np.uint8]) -> None:
