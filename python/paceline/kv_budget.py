@@ -1,12 +1,16 @@
 """How many KV positions an engine takes when nobody says, and what weights leave for them."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from paceline.loading import ModelConfig
 
 LONGEST_BY_DEFAULT = 8192
 """Positions per sequence: a context of 131,072 would cost gigabytes that few requests need."""
+
+LONGEST_MODEL_BY_DEFAULT = 1 << 20
+"""Positions of the longest text: tables for all of them are computed and kept, whatever is decoded."""
 
 BYTES_PER_WEIGHT = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5 + 2 / 64, "int4_g32": 0.5 + 2 / 32}
 """With the scales of groups; those of whole outputs are too few to count."""
@@ -25,6 +29,17 @@ def default_kv_cache_tokens(max_num_seqs: int, max_model_len: int, bytes_per_pos
         return wanted, None
     positions = max(64, affordable // 64 * 64)
     return positions, f"kv_cache_tokens is {positions} instead of {wanted}: a quarter of the free memory"
+
+
+def default_max_model_len(limit: int, max_num_seqs: int, head_dims: Sequence[int], ngram: bool, free: int) -> tuple[int, str | None]:
+    """(positions, note): what the model can, less where a few digits of a config.json ask for tables out of proportion, and then a note."""
+    per_position = sum(4 * head_dim for head_dim in head_dims) + (5 + 110 * ngram) * max_num_seqs  # cosines and sines; tokens, pages, suffixes
+    affordable = max(64, free // 4 // per_position // 64 * 64)
+    if limit <= min(affordable, LONGEST_MODEL_BY_DEFAULT):
+        return limit, None
+    if affordable < LONGEST_MODEL_BY_DEFAULT:
+        return affordable, f"max_model_len is {affordable} instead of {limit}: its tables take a quarter of the free memory"
+    return LONGEST_MODEL_BY_DEFAULT, f"max_model_len is {LONGEST_MODEL_BY_DEFAULT} instead of {limit}: more only when it is asked for"
 
 
 def weight_bytes(config: ModelConfig, dtype: str) -> int:

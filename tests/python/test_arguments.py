@@ -150,6 +150,18 @@ def test_kv_positions_by_default():
     assert positions == 960 and "960 instead of 3200" in note  # a quarter of 4 MB, in whole pages
 
 
+def test_the_length_by_default():
+    gigabyte = 10**9
+    assert kv_budget.default_max_model_len(131_072, 8, [128, 64], False, 4 * gigabyte) == (131_072, None)
+    assert kv_budget.default_max_model_len(2**20, 1, [64], False, 16 * gigabyte) == (2**20, None)
+    length, note = kv_budget.default_max_model_len(2**24, 1, [64], False, 16 * gigabyte)
+    assert length == 2**20 and note == "max_model_len is 1048576 instead of 16777216: more only when it is asked for"
+    for ngram, taken in ((False, 4 * (128 + 64) + 8 * 5), (True, 4 * (128 + 64) + 8 * 115)):
+        length, note = kv_budget.default_max_model_len(2**24, 8, [128, 64], ngram, gigabyte)
+        assert 0.24 * gigabyte < length * taken <= gigabyte / 4 and "a quarter of the free memory" in note
+    assert kv_budget.default_max_model_len(2**24, 8, [128], False, 0)[0] == 64
+
+
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8", "int4", "int4_g32"])
 def test_the_size_of_weights_is_known_before_they_are_loaded(dtype):
     target, draft = demo_pair()

@@ -21,6 +21,8 @@ from paceline.loading.strict_json import read_json, shown
 DTYPES = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 MAX_CONFIG = 1 << 20
 MAX_INDEX = 16 << 20
+MAX_EOS = 128
+"""Ids that end a text, as many as the core takes with a request."""
 STAGING = 16 << 20
 BLOCK = 16
 """Rows that a packed matrix keeps together: a part of a tensor has a multiple of them."""
@@ -110,7 +112,10 @@ def _eos_token_ids(directory: Path, config: dict[str, Any]) -> tuple[int, ...]:
     several = ids if isinstance(ids, list) else [ids]
     if not all(type(i) is int and i >= 0 for i in several):
         raise ModelFileError(f"{where}: eos_token_id: expected a token id or several, found {shown(ids)}")
-    return tuple(dict.fromkeys(several))
+    unique = tuple(dict.fromkeys(several))
+    if len(unique) > MAX_EOS:
+        raise ModelFileError(f"{where}: eos_token_id: expected at most {MAX_EOS} token ids, found {len(unique)}")
+    return unique
 
 
 def _has_tensors(directory: Path) -> bool:
