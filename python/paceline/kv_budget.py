@@ -1,7 +1,7 @@
 """How many KV positions an engine takes when nobody says, and what weights leave for them."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from paceline.loading import ModelConfig
@@ -52,16 +52,30 @@ def weight_bytes(config: ModelConfig, dtype: str) -> int:
 
 
 def available_memory() -> int:
-    """Bytes this process may still take: what the system has, or what its cgroup leaves."""
-    free = [_meminfo("MemAvailable")]
-    cgroup = Path("/sys/fs/cgroup")
+    """Bytes this process may still take: what the system has, or what its cgroup leaves, and those that this one is in."""
+    return min([_meminfo("MemAvailable"), *_left_by_cgroups()])
+
+
+def _left_by_cgroups() -> Iterator[int]:
+    """Of both versions. In a container its own group is often the root of what can be seen, whatever its path says outside."""
     try:
-        limit, used = (cgroup / "memory.max").read_text().strip(), int((cgroup / "memory.current").read_text())
-        if limit != "max":
-            free.append(max(0, int(limit) - used))
-    except (OSError, ValueError):
-        pass  # no cgroup of the second version: no such limit
-    return min(free)
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return  # no cgroups, no such limit
+    for line in lines:  # hierarchy:controllers:path
+        _, controllers, inside = line.split(":", 2)
+        if controllers == "":
+            root, limit, used = Path("/sys/fs/cgroup"), "memory.max", "memory.current"
+        elif "memory" in controllers.split(","):
+            root, limit, used = Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
+            continue
+        group = root / inside.lstrip("/")
+        for each in (group, *group.parents[:len(group.relative_to(root).parts)]):
+            try:
+                yield max(0, int((each / limit).read_text()) - int((each / used).read_text()))
+            except (OSError, ValueError):
+                pass  # not seen from here, or "max": no such limit
 
 
 def _meminfo(field: str) -> int:

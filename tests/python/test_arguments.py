@@ -194,10 +194,30 @@ def test_a_budget_for_prefixes():
         assert str(error.value) == f"[Engine] prefix_cache_bytes must be {expected}, got {given!r}"
 
 
-def test_free_memory_is_what_the_system_says(monkeypatch):
-    files = {"/proc/meminfo": "MemTotal: 9 kB\nMemAvailable:  2000 kB\n", "/sys/fs/cgroup/memory.max": "max\n",
-             "/sys/fs/cgroup/memory.current": "1000\n"}
-    monkeypatch.setattr(Path, "read_text", lambda path, *_, **__: files[str(path)])
-    assert kv_budget.available_memory() == 2_048_000
-    files["/sys/fs/cgroup/memory.max"] = "501000\n"
-    assert kv_budget.available_memory() == 500_000
+MEMINFO = "MemTotal: 9 kB\nMemAvailable:  2000 kB\n"
+V2, V1 = "/sys/fs/cgroup", "/sys/fs/cgroup/memory"
+
+
+def group(directory, limit, used, version=2):
+    names = ("memory.max", "memory.current") if version == 2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    return {f"{directory}/{name}": f"{value}\n" for name, value in zip(names, (limit, used), strict=True)}
+
+
+@pytest.mark.parametrize("files, available", [
+    ({}, 2_048_000), ({"/proc/self/cgroup": "0::/\n"} | group(V2, "max", 1000), 2_048_000), ({"/proc/self/cgroup": "0::/\n"} | group(V2, 501_000, 1000), 500_000),
+    ({"/proc/self/cgroup": "0::/a/b\n"} | group(f"{V2}/a/b", 301_000, 1000) | group(f"{V2}/a", "max", 1000), 300_000),
+    ({"/proc/self/cgroup": "0::/a/b\n"} | group(f"{V2}/a/b", "max", 1000) | group(f"{V2}/a", 201_000, 1000), 200_000),  # the group around it
+    ({"/proc/self/cgroup": "0::/a\n"} | group(f"{V2}/a", 1000, 3000), 0),
+    ({"/proc/self/cgroup": "0::/docker/x\n"} | group(V2, 101_000, 1000), 100_000),  # a container: its own group is the root
+    ({"/proc/self/cgroup": "9:cpu:/q\n4:memory:/a/b\n0::/\n"} | group(f"{V1}/a/b", 2**63 - 4096, 7, 1) | group(f"{V1}/a", 401_000, 1000, 1) | group(V1, 2**63 - 4096, 7, 1), 400_000),
+    ({"/proc/self/cgroup": "4:hugetlb,memory:/\n"} | group(V1, 51_000, 1000, 1), 50_000)])
+def test_free_memory_is_what_the_system_and_every_cgroup_leave(monkeypatch, files, available):
+    files = {"/proc/meminfo": MEMINFO} | files
+
+    def read(path, *_, **__):
+        if str(path) not in files:
+            raise FileNotFoundError(path)
+        return files[str(path)]
+
+    monkeypatch.setattr(Path, "read_text", read)
+    assert kv_budget.available_memory() == available
