@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 import safetensors
-from paceline import _core
+from paceline import _core, calibration, engine_config
 from paceline.chat_template import ChatTemplate
 from paceline.loading import checkpoint, config, rope, safetensors as headers, strict_json, weights_cache
 from paceline.loading.fields import Fields
@@ -186,6 +186,36 @@ def _tokenizer_config(data: bytes, directory: pathlib.Path) -> None:
             expect(type(template.render("generate", "prompt", MESSAGES)) is str, "no text")
 
 
+def _special_tokens(data: bytes, directory: pathlib.Path) -> None:
+    (directory / "special_tokens_map.json").write_bytes(data)
+    (directory / "chat_template.jinja").write_text("{{ bos_token }}|{{ eos_token }}|{{ messages[1].content }}")
+    template = ChatTemplate.read(directory)
+    expect(template is not None and all(type(text) is str for text in template._special_tokens.values()), "special tokens that are no texts")
+    expect(template.render("generate", "prompt", MESSAGES).endswith("|2 < 3?"), "another text")
+
+
+GIVEN = {"target": None, "draft": None, "drafter": "auto", "dtype": "auto", "draft_dtype": "int8", "num_speculative_tokens": "auto", "max_num_seqs": 3}
+DEFAULTS = GIVEN | {"draft_dtype": "auto", "max_num_seqs": 1}
+
+
+def _engine_config(data: bytes, directory: pathlib.Path) -> None:
+    (directory / "config.json").write_bytes(data)
+    got = engine_config.with_config(directory / "config.json", GIVEN, DEFAULTS)
+    told = json.loads(data)
+    expect(told.pop("paceline_config") == 1 and told.keys() <= {"about", *GIVEN} - {"max_num_seqs"}, "accepted another file, or an argument of no such file")
+    expect(got.keys() == GIVEN.keys() and got["draft_dtype"] == "int8" and got["max_num_seqs"] == 3, "what the caller gave is not what counts")
+    expect(all(got[name] == told.get(name, value) for name, value in GIVEN.items() if value == DEFAULTS[name]), "other arguments than the file's")
+
+
+def _costs(data: bytes, directory: pathlib.Path) -> None:
+    (directory / "costs.json").write_bytes(data)
+    cycles, why = calibration.read_costs(directory / "costs.json")
+    expect(not (cycles and why) and len(cycles) <= calibration.MOST_KINDS, "costs of a file that is none, or too many")
+    for each in cycles:
+        expect(len(each) == 6 and all(type(value) is int and 0 <= value < 2**31 for value in each[:3]), f"a cycle of {each!r:.100}")
+        expect(all(type(value) in (int, float) and 0 <= value < math.inf for value in each[3:]), f"seconds of {each!r:.100}")
+
+
 JINJA = ["{{ ", " }}", "{% for i in range(9) %}", "{% endfor %}", "{% if x %}", "{% endif %}", "{% set x = ", " %}", "{% macro m(n) %}", "{% endmacro %}", "{{ m(9) }}", "messages",
          "loop.index", " * 10**9", " ~ x", " + x", "'x' * 99999", " | join", "|list", "|string", "|tojson", "|upper", "|sort", "|map('upper')", ".__class__", "['__mro__']", ".format(1)",
          "namespace(x=x)", "{% set ns.x = [ns.x, ns.x] %}", "'%99999d' % 5", "[::-1]", "range(10**9)", "raise_exception('no')", "not ", "((", "))", "{% break %}", "{% generation %}",
@@ -201,4 +231,7 @@ TARGETS = {target.name: target for target in (
     Target("tokenizer", _tokenizer, ["<0xZZ>", "<0x41>", "<0x-1>", "ByteLevel", "Metaspace", "ByteFallback", "Replace", "Sequence", "Prepend", "content", "special", "\u2581", "TemplateProcessing",
                                      "SpecialToken", "Precompiled", "post_processor", "truncation", "padding", "dropout"]),
     Target("chat_template", _chat_template, JINJA, (_core.ModelFileError, Refused, UnicodeDecodeError)),
-    Target("tokenizer_config", _tokenizer_config, ["chat_template", "bos_token", "content", "default", "tool_use", "name", "template", "{{ messages }}", "{{"]))}
+    Target("tokenizer_config", _tokenizer_config, ["chat_template", "bos_token", "content", "default", "tool_use", "name", "template", "{{ messages }}", "{{"]),
+    Target("special_tokens", _special_tokens, ["bos_token", "eos_token", "content", "<s>", "{{ messages }}"]),
+    Target("engine_config", _engine_config, ["paceline_config", "about", "max_num_seqs", *engine_config.NAMES]),
+    Target("costs", _costs, ["paceline_costs", "cycles", "about", "1e999", "-1", "true"]))}

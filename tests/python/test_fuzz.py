@@ -8,7 +8,7 @@ import time
 
 import numpy
 import pytest
-from paceline import ModelFileError, chat_template, template_budget, tokenizer, tokenizer_growth
+from paceline import ModelFileError, calibration, chat_template, engine_config, template_budget, tokenizer, tokenizer_growth
 from paceline.loading import checkpoint, config, fields, rope, safetensors, strict_json, weights_cache
 from tests.fuzz import __main__ as command
 from tests.fuzz.run import findings
@@ -55,7 +55,10 @@ BUGS = [
     ("tokenizer", tokenizer.tokenizers.Tokenizer, "no_padding", accepts), ("tokenizer", tokenizer.tokenizers.Tokenizer, "no_truncation", accepts),
     ("chat_template", template_budget.Budget, "spend", lambda self, characters: unless(characters < 64 << 20)),
     ("chat_template", template_budget.Budget, "tick", lambda self, elements=0: unless(time.thread_time() < self._until + 1.5)),
-    ("tokenizer_config", chat_template, "_sources", lambda path, given: {"default": given})]
+    ("tokenizer_config", chat_template, "_sources", lambda path, given: {"default": given}),
+    ("special_tokens", chat_template, "_special_tokens", lambda directory, config: strict_json.read_json(directory / "special_tokens_map.json", 1 << 20)),
+    ("engine_config", engine_config, "NAMES", (*engine_config.NAMES, "max_num_seqs")), ("engine_config", engine_config, "_is_default", lambda value, default: True),
+    ("costs", calibration, "_is_cost", lambda each: len(each) == 6)]
 
 
 @pytest.mark.parametrize("name, holder, attribute, bug", BUGS)
