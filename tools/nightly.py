@@ -88,8 +88,9 @@ def allocations(seed):
 
 
 def resources(seed):
-    """Limits of the system and failing disks, at many more places than `make test` tries."""
+    """Limits of the system and failing disks, at many more places than `make test` tries, and ends of the interpreter as often."""
     call(PYTHON, "-m", "pytest", "-q", "tests/python/test_resources.py", seconds=900, PACELINE_TEST_SCALE="6")
+    call(PYTHON, "-m", "pytest", "-q", "tests/python/test_threads.py", "-k", "the_interpreter_ends_with", seconds=900, PACELINE_TEST_SCALE="6")
 
 
 def decay(seed):

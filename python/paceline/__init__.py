@@ -1,6 +1,25 @@
 """Paceline: exact speculative decoding. A draft model proposes, the target verifies, the output never changes."""
 
+import sys
+from importlib import import_module
 from importlib.metadata import version
+
+# The core's threads take the main interpreter's GIL: in another one they would wait for it for ever.
+for _name in ("_interpreters", "_xxsubinterpreters"):  # since CPython 3.13, and before
+    try:
+        _interpreters = import_module(_name)
+    except ImportError:
+        continue
+    if _interpreters.get_current() != _interpreters.get_main():
+        raise ImportError("[paceline] must be imported in the main interpreter, got a sub-interpreter: use threads or processes")
+    break
+
+import paceline._core
+
+# Asked after the core is imported, which turns the GIL back on unless the interpreter was told to keep it off (PYTHON_GIL=0, -X gil=0).
+if not getattr(sys, "_is_gil_enabled", lambda: True)():
+    raise ImportError("[paceline] the GIL must be enabled, got a free-threaded interpreter with it off: requests and engines rely on it; "
+                      "start Python without PYTHON_GIL=0 and -X gil=0")
 
 from paceline._core import CapacityError, DeviceError, EngineDead, ModelFileError, NumericError
 from paceline.bundled import demo_pair

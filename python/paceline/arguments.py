@@ -15,7 +15,7 @@ import tokenizers
 from paceline import _core, checks
 from paceline.chat_template import are_messages
 from paceline.devices import Device, ignored_on_cuda, make_backend, profile_cycles, refuse_on_cuda
-from paceline.kv_budget import available_memory, default_kv_cache_tokens, kv_bytes_per_position, weight_bytes
+from paceline.kv_budget import available_memory, default_kv_cache_tokens, default_max_model_len, kv_bytes_per_position, weight_bytes
 from paceline.loading import Checkpoint, default_directory, read_config
 from paceline.sampling_params import MAX_TAU
 from paceline.settings import Settings
@@ -92,6 +92,9 @@ def resolve(*, target: PathLike | None, draft: PathLike | None, drafter: str,
     models = [(files.config, of) for files, of in ((target_files, target_dtype), (draft_files, drafts_dtype)) if files]
     per_position = sum(kv_bytes_per_position(config, kv) for config, _ in models)
     free = backend.free_bytes() - sum(weight_bytes(config, of) for config, of in models) if kind == "cuda" else available_memory()
+    if max_model_len is None:
+        length, note = default_max_model_len(length, num_seqs, [config.head_dim for config, _ in models], kind_of_drafter == "ngram", max(0, free))
+        notes += [note] if note else []
     return Settings(
         target=target_files, draft=draft_files, drafter=kind_of_drafter, tokenizer=words, dtype=target_dtype, draft_dtype=drafts_dtype,
         kv_dtype=kv, num_speculative_tokens=tau, policy=policy, verify_budget=budget, latency_target=latency, min_draft_confidence=confidence,
@@ -171,7 +174,7 @@ def _tau(wanted: int | str, drafter: str | None, policy: str, num_seqs: int) -> 
 
 def _tokenizer(given: PathLike | tokenizers.Tokenizer | None, target: Checkpoint) -> Tokenizer | None:
     if isinstance(given, tokenizers.Tokenizer):
-        return Tokenizer(given, "tokenizer", target.directory)
+        return Tokenizer.copy_of(given, "tokenizer", target.directory)
     if given is not None:
         return Tokenizer.read(_path("tokenizer", given))
     return Tokenizer.read(target.directory) if os.path.lexists(target.directory / "tokenizer.json") else None

@@ -83,7 +83,8 @@ class Engine:
             processors; at temperature 0 that of temperature 1) is below it. 0: never.
         acceptance: "coupled" (arXiv:2408.07978) or "rejection" (arXiv:2211.17192). Without a draft both are plain decoding. Under "rejection"
             a seed gives the same text again only where the same drafts are proposed: alone, or with the same neighbours at the same time.
-        max_model_len: tokens of a sequence at most, prompt included. None: the target's context.
+        max_model_len: tokens of a sequence at most, prompt included. None: the target's context, less if that is beyond 1,048,576 or
+            if its tables would take more than a quarter of the free memory, and then info["notes"] says so.
         max_num_seqs: sequences decoding at once, 1 to 256; more wait.
         max_queue: requests that may wait, for a sequence to end or for KV pages, at least 0; one more is a CapacityError. A batch is
             taken whole, if its first would be.

@@ -33,6 +33,9 @@ NUMBER_BITS = 256
 """Of an integer. Only powers and products grow, and no prompt has such numbers."""
 WIDTH = 64
 """Characters that a line may be indented by."""
+BACKWARDS = 10**8
+"""Characters of a text times characters of what is searched in it from its end: CPython then compares every place with all of it, in one
+call that nothing interrupts, some 20 ms long. A word of twelve in the longest of texts."""
 _WIDE = re.compile(r"(?:\d{4,}|\*)[\d.*hlL]*[diouxXeEfFgGcrsa%]")
 
 
@@ -146,6 +149,10 @@ class Budget:
             raise self.exceeded(f"lines indented by at most {WIDTH} characters")
         self.spend(len(text) + (text.count("\n") + 1) * max(0, indent))
 
+    def check_search_from_the_end(self, text: str, sought: Any) -> None:
+        if isinstance(sought, str) and len(text) * len(sought) > BACKWARDS:
+            raise self.exceeded(f"a search from the end over at most {BACKWARDS} characters times characters")
+
     def check_number(self, text: Any) -> None:
         if isinstance(text, str) and len(text) > NUMBER_BITS:
             raise self.exceeded(f"numbers of at most {NUMBER_BITS} characters")
@@ -191,6 +198,20 @@ def _parts(budget: Budget, text: str, sep: str | None = None, maxsplit: int = -1
     budget.spend(len(text) + 4 * ELEMENT * (parts if maxsplit < 0 else min(parts, maxsplit + 1)))
 
 
+def _found_from_the_end(budget: Budget, text: str, sought: Any, *_: Any) -> None:
+    budget.check_search_from_the_end(text, sought)
+
+
+def _parts_from_the_end(budget: Budget, text: str, sep: str | None = None, maxsplit: int = -1) -> None:
+    budget.check_search_from_the_end(text, sep)
+    _parts(budget, text, sep, maxsplit)
+
+
+def _partition_from_the_end(budget: Budget, text: str, sep: Any) -> None:
+    budget.check_search_from_the_end(text, sep)
+    budget.spend(len(text))
+
+
 def _lines(budget: Budget, text: str, keepends: bool = False) -> None:
     lines = 1 + sum(map(text.count, "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"))
     budget.spend(len(text) + 4 * ELEMENT * lines)
@@ -211,10 +232,11 @@ def _tabs(budget: Budget, text: str, tabsize: int = 8) -> None:
 
 
 STRING_METHODS: Mapping[str, Any] = {
-    **dict.fromkeys(("strip", "lstrip", "rstrip", "removeprefix", "removesuffix", "partition", "rpartition"), _same),
+    **dict.fromkeys(("strip", "lstrip", "rstrip", "removeprefix", "removesuffix", "partition"), _same),
     **dict.fromkeys(("upper", "lower", "title", "capitalize", "casefold", "swapcase"), _other_case),
-    **dict.fromkeys(("startswith", "endswith", "find", "rfind", "index", "rindex", "count", "isdigit", "isalpha", "isalnum", "isspace", "islower",
+    **dict.fromkeys(("startswith", "endswith", "find", "index", "count", "isdigit", "isalpha", "isalnum", "isspace", "islower",
                      "isupper", "istitle", "isnumeric", "isdecimal", "isidentifier", "isascii", "isprintable"), _nothing),
     **dict.fromkeys(("center", "ljust", "rjust", "zfill"), _padded),
-    "split": _parts, "rsplit": _parts, "splitlines": _lines, "join": _joined, "replace": Budget.check_replace, "expandtabs": _tabs}
+    **dict.fromkeys(("rfind", "rindex"), _found_from_the_end), "rpartition": _partition_from_the_end, "rsplit": _parts_from_the_end,
+    "split": _parts, "splitlines": _lines, "join": _joined, "replace": Budget.check_replace, "expandtabs": _tabs}
 """Not among them: format and format_map, which walk into attributes, encode and translate, which no prompt needs."""

@@ -18,22 +18,19 @@ from paceline._core import ModelFileError
 from paceline.chat_template import ChatTemplate
 from paceline.loading.files import read_bytes
 from paceline.loading.strict_json import shown
+from paceline.tokenizer_growth import check_growth
 
 MAX_FILE = 128 << 20
 """Bytes of a tokenizer.json; the largest vocabularies in use take 35 MB."""
 MAX_IDS = 1 << 20
 """Ids at most: the table of their bytes is as long as the largest id says, whatever the file's size."""
-MAX_GROWTH = 16
-MAX_ADDED = 64
-"""What the replacements of a normalizer may do to a text: multiply its length, one after another, and add characters each time.
-SentencePiece replaces and prepends one character by one."""
 
 
 class Tokenizer:
     """A `tokenizers` tokenizer whose tokens have bytes: byte-level BPE, or SentencePiece with byte fallback."""
 
     def __init__(self, inner: tokenizers.Tokenizer, source: str, directory: Path | None = None) -> None:
-        """directory: where the chat template is, if anywhere."""
+        """inner: nobody else's, for it is changed. directory: where the chat template is, if anywhere."""
         self._inner = inner
         self.source = source
         self._directory = directory
@@ -43,7 +40,9 @@ class Tokenizer:
         if self.vocab_size > MAX_IDS:
             raise ModelFileError(f"{source}: expected token ids below {MAX_IDS}, found {self.vocab_size - 1}")
         self._definition: dict[str, Any] = json.loads(inner.to_str())
-        _check_growth(self._definition["normalizer"], source)
+        check_growth(self._definition, source)
+        inner.no_truncation()  # a prompt is all of its text, and nothing but it
+        inner.no_padding()
         self.token_bytes = self._bytes_of_all()
         """[vocab_size] the text of each token; special tokens and unused ids have none."""
 
@@ -57,6 +56,13 @@ class Tokenizer:
         except BaseException as error:
             raise _refusal(str(file), error) from error
         return cls(inner, str(file), file.parent)
+
+    @classmethod
+    def copy_of(cls, given: tokenizers.Tokenizer, source: str, directory: Path | None = None) -> "Tokenizer":
+        """Of an object that stays the caller's."""
+        inner = tokenizers.Tokenizer.from_str(given.to_str())
+        inner.encode_special_tokens = given.encode_special_tokens  # which its text does not say
+        return cls(inner, source, directory)
 
     def encode(self, text: str, *, special_tokens: bool = True) -> list[int]:
         """Token ids, with the special tokens that the tokenizer itself adds (a BOS, for instance), or without them."""
@@ -96,24 +102,6 @@ def _refusal(source: str, error: BaseException, expected: str = "a tokenizer of 
     if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
         raise error
     return ModelFileError(f"{source}: expected {expected}, found: {shown(error)}")
-
-
-def _check_growth(normalizer: Any, source: str) -> None:
-    """Forty replacements of one letter by two would make a terabyte of a prompt of one letter."""
-    growth, added = 1.0, 0
-    pending = [normalizer]
-    while pending:
-        each = pending.pop()
-        if isinstance(each, dict):
-            pending += each.get("normalizers") or []
-            content = len(each.get("content") or each.get("prepend") or "")
-            if "content" in each:
-                pattern = len((each.get("pattern") or {}).get("String", ""))  # none or a regex may match between any two characters
-                growth *= max(1.0, content / pattern) if pattern else 1.0 + content
-            added += content
-    if growth > MAX_GROWTH or added > MAX_ADDED:
-        raise ModelFileError(f"{source}: normalizer: expected replacements that add {MAX_ADDED} characters in all and make a text {MAX_GROWTH} "
-                             f"times as long at most, found {added} and {growth:.0f}")
 
 
 def refuse_other_tokenizer(target: Tokenizer, draft: Tokenizer) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 import safetensors
-from paceline import _core
+from paceline import _core, calibration, engine_config
 from paceline.chat_template import ChatTemplate
 from paceline.loading import checkpoint, config, rope, safetensors as headers, strict_json, weights_cache
 from paceline.loading.fields import Fields
@@ -139,9 +139,16 @@ def _weights_cache(data: bytes, directory: pathlib.Path) -> None:
     expect(found is None or np.array_equal(found, PACKED), "other weights than were written")
 
 
+SHORT, MOST_IDS = "def café(x): return 'x'\n", 5_000
+
+
 def _tokenizer(data: bytes, directory: pathlib.Path) -> None:
     (directory / "tokenizer.json").write_bytes(data)
     words = Tokenizer.read(directory)
+    ids = words.encode(SHORT)
+    expect(len(ids) <= MOST_IDS, f"{len(ids)} ids of {len(SHORT)} letters")
+    expect(words._inner.truncation is None and words._inner.padding is None, "prompts that are cut or filled up")
+    expect(not words._definition["model"].get("dropout") and words.encode(SHORT) == ids, "other ids each time")
     expect(len(words.token_bytes) == words.vocab_size <= 1 << 20 and all(type(each) is bytes for each in words.token_bytes), "the table of bytes")
     for token, i in words.vocab.items():
         if sum(other == i for other in words.vocab.values()) > 1:
@@ -179,10 +186,41 @@ def _tokenizer_config(data: bytes, directory: pathlib.Path) -> None:
             expect(type(template.render("generate", "prompt", MESSAGES)) is str, "no text")
 
 
+def _special_tokens(data: bytes, directory: pathlib.Path) -> None:
+    (directory / "special_tokens_map.json").write_bytes(data)
+    (directory / "chat_template.jinja").write_text("{{ bos_token }}|{{ eos_token }}|{{ messages[1].content }}")
+    template = ChatTemplate.read(directory)
+    expect(template is not None and all(type(text) is str for text in template._special_tokens.values()), "special tokens that are no texts")
+    expect(template.render("generate", "prompt", MESSAGES).endswith("|2 < 3?"), "another text")
+
+
+GIVEN = {"target": None, "draft": None, "drafter": "auto", "dtype": "auto", "draft_dtype": "int8", "num_speculative_tokens": "auto", "max_num_seqs": 3}
+DEFAULTS = GIVEN | {"draft_dtype": "auto", "max_num_seqs": 1}
+
+
+def _engine_config(data: bytes, directory: pathlib.Path) -> None:
+    (directory / "config.json").write_bytes(data)
+    got = engine_config.with_config(directory / "config.json", GIVEN, DEFAULTS)
+    told = json.loads(data)
+    expect(told.pop("paceline_config") == 1 and told.keys() <= {"about", *GIVEN} - {"max_num_seqs"}, "accepted another file, or an argument of no such file")
+    expect(got.keys() == GIVEN.keys() and got["draft_dtype"] == "int8" and got["max_num_seqs"] == 3, "what the caller gave is not what counts")
+    expect(all(got[name] == told.get(name, value) for name, value in GIVEN.items() if value == DEFAULTS[name]), "other arguments than the file's")
+
+
+def _costs(data: bytes, directory: pathlib.Path) -> None:
+    (directory / "costs.json").write_bytes(data)
+    cycles, why = calibration.read_costs(directory / "costs.json")
+    expect(not (cycles and why) and len(cycles) <= calibration.MOST_KINDS, "costs of a file that is none, or too many")
+    for each in cycles:
+        expect(len(each) == 6 and all(type(value) is int and 0 <= value < 2**31 for value in each[:3]), f"a cycle of {each!r:.100}")
+        expect(all(type(value) in (int, float) and 0 <= value < math.inf for value in each[3:]), f"seconds of {each!r:.100}")
+
+
 JINJA = ["{{ ", " }}", "{% for i in range(9) %}", "{% endfor %}", "{% if x %}", "{% endif %}", "{% set x = ", " %}", "{% macro m(n) %}", "{% endmacro %}", "{{ m(9) }}", "messages",
          "loop.index", " * 10**9", " ~ x", " + x", "'x' * 99999", " | join", "|list", "|string", "|tojson", "|upper", "|sort", "|map('upper')", ".__class__", "['__mro__']", ".format(1)",
          "namespace(x=x)", "{% set ns.x = [ns.x, ns.x] %}", "'%99999d' % 5", "[::-1]", "range(10**9)", "raise_exception('no')", "not ", "((", "))", "{% break %}", "{% generation %}",
-         "{% endgeneration %}", "{% call m() %}", "{% endcall %}", "{% set x %}", "{% endset %}", " is even", "dict(a=1)", "strftime_now('%Y')", ".replace('', 'xxxxxxxxx')"]
+         "{% endgeneration %}", "{% call m() %}", "{% endcall %}", "{% set x %}", "{% endset %}", " is even", "dict(a=1)", "strftime_now('%Y')", ".replace('', 'xxxxxxxxx')",
+         ".rfind('ab' ~ x)", ".rindex('b' ~ x)", ".rpartition('ba' ~ x)", ".rsplit('ba' ~ x)", "'a' * 9999"]
 ROPE = ["rope_type", "type", "factor", "rope_theta", "rope_scaling", "rope_parameters", "linear", "llama3", "yarn", "default", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow",
         "original_max_position_embeddings", "mscale", "mscale_all_dim", "attention_factor", "truncate", "partial_rotary_factor"]
 TARGETS = {target.name: target for target in (
@@ -190,6 +228,10 @@ TARGETS = {target.name: target for target in (
     Target("index", _index, ["weight_map", "../one.safetensors", "one.safetensors", "two.safetensors", "./two.safetensors", "a", "b", "c"]),
     Target("config", _config, [*ROPE, "head_dim", "num_key_value_heads", "sliding_window", "use_sliding_window", "layer_types", "attention_bias", "Qwen2ForCausalLM", "MistralForCausalLM"]),
     Target("rope", _rope, ROPE), Target("generation_config", _generation_config, ["eos_token_id"]), Target("weights_cache", _weights_cache, ["bytes", "key", "block", "format"]),
-    Target("tokenizer", _tokenizer, ["<0xZZ>", "<0x41>", "<0x-1>", "ByteLevel", "Metaspace", "ByteFallback", "Replace", "Sequence", "Prepend", "content", "special", "\u2581"]),
+    Target("tokenizer", _tokenizer, ["<0xZZ>", "<0x41>", "<0x-1>", "ByteLevel", "Metaspace", "ByteFallback", "Replace", "Sequence", "Prepend", "content", "special", "\u2581", "TemplateProcessing",
+                                     "SpecialToken", "Precompiled", "post_processor", "truncation", "padding", "dropout"]),
     Target("chat_template", _chat_template, JINJA, (_core.ModelFileError, Refused, UnicodeDecodeError)),
-    Target("tokenizer_config", _tokenizer_config, ["chat_template", "bos_token", "content", "default", "tool_use", "name", "template", "{{ messages }}", "{{"]))}
+    Target("tokenizer_config", _tokenizer_config, ["chat_template", "bos_token", "content", "default", "tool_use", "name", "template", "{{ messages }}", "{{"]),
+    Target("special_tokens", _special_tokens, ["bos_token", "eos_token", "content", "<s>", "{{ messages }}"]),
+    Target("engine_config", _engine_config, ["paceline_config", "about", "max_num_seqs", *engine_config.NAMES]),
+    Target("costs", _costs, ["paceline_costs", "cycles", "about", "1e999", "-1", "true"]))}

@@ -150,6 +150,18 @@ def test_kv_positions_by_default():
     assert positions == 960 and "960 instead of 3200" in note  # a quarter of 4 MB, in whole pages
 
 
+def test_the_length_by_default():
+    gigabyte = 10**9
+    assert kv_budget.default_max_model_len(131_072, 8, [128, 64], False, 4 * gigabyte) == (131_072, None)
+    assert kv_budget.default_max_model_len(2**20, 1, [64], False, 16 * gigabyte) == (2**20, None)
+    length, note = kv_budget.default_max_model_len(2**24, 1, [64], False, 16 * gigabyte)
+    assert length == 2**20 and note == "max_model_len is 1048576 instead of 16777216: more only when it is asked for"
+    for ngram, taken in ((False, 4 * (128 + 64) + 8 * 5), (True, 4 * (128 + 64) + 8 * 115)):
+        length, note = kv_budget.default_max_model_len(2**24, 8, [128, 64], ngram, gigabyte)
+        assert 0.24 * gigabyte < length * taken <= gigabyte / 4 and "a quarter of the free memory" in note
+    assert kv_budget.default_max_model_len(2**24, 8, [128], False, 0)[0] == 64
+
+
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8", "int4", "int4_g32"])
 def test_the_size_of_weights_is_known_before_they_are_loaded(dtype):
     target, draft = demo_pair()
@@ -182,10 +194,30 @@ def test_a_budget_for_prefixes():
         assert str(error.value) == f"[Engine] prefix_cache_bytes must be {expected}, got {given!r}"
 
 
-def test_free_memory_is_what_the_system_says(monkeypatch):
-    files = {"/proc/meminfo": "MemTotal: 9 kB\nMemAvailable:  2000 kB\n", "/sys/fs/cgroup/memory.max": "max\n",
-             "/sys/fs/cgroup/memory.current": "1000\n"}
-    monkeypatch.setattr(Path, "read_text", lambda path, *_, **__: files[str(path)])
-    assert kv_budget.available_memory() == 2_048_000
-    files["/sys/fs/cgroup/memory.max"] = "501000\n"
-    assert kv_budget.available_memory() == 500_000
+MEMINFO = "MemTotal: 9 kB\nMemAvailable:  2000 kB\n"
+V2, V1 = "/sys/fs/cgroup", "/sys/fs/cgroup/memory"
+
+
+def group(directory, limit, used, version=2):
+    names = ("memory.max", "memory.current") if version == 2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    return {f"{directory}/{name}": f"{value}\n" for name, value in zip(names, (limit, used), strict=True)}
+
+
+@pytest.mark.parametrize("files, available", [
+    ({}, 2_048_000), ({"/proc/self/cgroup": "0::/\n"} | group(V2, "max", 1000), 2_048_000), ({"/proc/self/cgroup": "0::/\n"} | group(V2, 501_000, 1000), 500_000),
+    ({"/proc/self/cgroup": "0::/a/b\n"} | group(f"{V2}/a/b", 301_000, 1000) | group(f"{V2}/a", "max", 1000), 300_000),
+    ({"/proc/self/cgroup": "0::/a/b\n"} | group(f"{V2}/a/b", "max", 1000) | group(f"{V2}/a", 201_000, 1000), 200_000),  # the group around it
+    ({"/proc/self/cgroup": "0::/a\n"} | group(f"{V2}/a", 1000, 3000), 0),
+    ({"/proc/self/cgroup": "0::/docker/x\n"} | group(V2, 101_000, 1000), 100_000),  # a container: its own group is the root
+    ({"/proc/self/cgroup": "9:cpu:/q\n4:memory:/a/b\n0::/\n"} | group(f"{V1}/a/b", 2**63 - 4096, 7, 1) | group(f"{V1}/a", 401_000, 1000, 1) | group(V1, 2**63 - 4096, 7, 1), 400_000),
+    ({"/proc/self/cgroup": "4:hugetlb,memory:/\n"} | group(V1, 51_000, 1000, 1), 50_000)])
+def test_free_memory_is_what_the_system_and_every_cgroup_leave(monkeypatch, files, available):
+    files = {"/proc/meminfo": MEMINFO} | files
+
+    def read(path, *_, **__):
+        if str(path) not in files:
+            raise FileNotFoundError(path)
+        return files[str(path)]
+
+    monkeypatch.setattr(Path, "read_text", read)
+    assert kv_budget.available_memory() == available

@@ -57,6 +57,8 @@ STYLES = [
     (FOLDED, {}, "<s>[INST] Be brief. 2 < 3? [/INST]Yes.</s>[INST] Why? [/INST]"),
     (WITH_TOOLS, {"tools": TOOLS}, '1. add(a: int, b: int) {"name": "add", "parameters": {"a": "int", "b": "int"}}\n2 < 3?|Yes.|no'),
     (WITH_TOOLS, {"variables": {"thinking": True}}, "2 < 3?|Yes.|True"),
+    ("{{ ('a, b, ' * 99999).rsplit(', ', 2)[1:] }}{{ 'a</t>b</t>c'.rpartition('</t>')[2] }}{{ 'abab'.rfind('ab') }}{{ 'abab'.rindex('b', 0, 3) }}{{ ' a  b '.rsplit() }}", {},
+     "['b', '']c21['a', 'b']"),
     ("{{ messages[1:][0].content[::-1] }}{{ messages[:-3] | length }}{{ 'abcdef'[1:5:2] }}", {}, "?3 < 21bd"),
     ("{{ messages[1].content | tojson }} {{ 'é' | tojson }} {{ {'b': 1, 'a': [1.5, none, true]} | tojson(indent=1) }}", {},
      '"2 < 3?" "é" {\n "b": 1,\n "a": [\n  1.5,\n  null,\n  true\n ]\n}')]
@@ -119,6 +121,8 @@ ATTACKS = [
     ("{% set x = 'x' * 8000000 %}{% for i in range(99999) %}{% set y = x.count('xy') %}{% endfor %}", "at most 1 seconds of rendering"),
     ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "at most 32 macros"),
     ("{% for x in [[[]]] recursive %}{{ loop([[[]]]) }}{% endfor %}", "at most 32 macros"),
+    *((f"{{% set x = 'a' * 160000 %}}{{{{ x.{call} }}}}", "a search from the end over at most 100000000 characters") for call in (
+        "rfind('ab' ~ 'a' * 80000)", "rindex('ab' ~ 'a' * 80000)", "rpartition('ab' ~ 'a' * 80000)", "rsplit('ab' ~ 'a' * 80000)", "rsplit(sep='ab' ~ 'a' * 80000, maxsplit=1)")),
     # out of the sandbox
     ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe"), ("{{ ''['__class__']['__mro__'] }}", "unsafe"),
     ("{{ messages | map(attribute='__class__') | map(attribute='__mro__') | list }}", "unsafe"), ("{{ namespace.__init__.__globals__ }}", "unsafe"),

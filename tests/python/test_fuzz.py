@@ -8,7 +8,7 @@ import time
 
 import numpy
 import pytest
-from paceline import ModelFileError, chat_template, template_budget, tokenizer
+from paceline import ModelFileError, calibration, chat_template, engine_config, template_budget, tokenizer, tokenizer_growth
 from paceline.loading import checkpoint, config, fields, rope, safetensors, strict_json, weights_cache
 from tests.fuzz import __main__ as command
 from tests.fuzz.run import findings
@@ -50,10 +50,15 @@ BUGS = [
     ("generation_config", checkpoint, "_eos_token_ids", lambda directory, config: tuple(
         [ids] if not isinstance(ids := strict_json.read_json(directory / "generation_config.json", 1 << 20).get("eos_token_id", 2), list) else ids)),
     ("weights_cache", weights_cache, "_checksums", lambda data: numpy.frombuffer(bytes(8), "<u8")),
-    ("weights_cache", weights_cache, "type", lambda value: int),("tokenizer", tokenizer, "MAX_IDS", 1 << 24), ("tokenizer", tokenizer, "_BYTE", re.compile("<0x..>")),
+    ("weights_cache", weights_cache, "type", lambda value: int), ("tokenizer", tokenizer, "MAX_IDS", 1 << 24), ("tokenizer", tokenizer, "_BYTE", re.compile("<0x..>")),
+    ("tokenizer", tokenizer, "check_growth", lambda definition, source: None), ("tokenizer", tokenizer_growth, "_check_before", accepts), ("tokenizer", tokenizer_growth, "_check_behind", accepts),
+    ("tokenizer", tokenizer.tokenizers.Tokenizer, "no_padding", accepts), ("tokenizer", tokenizer.tokenizers.Tokenizer, "no_truncation", accepts),
     ("chat_template", template_budget.Budget, "spend", lambda self, characters: unless(characters < 64 << 20)),
     ("chat_template", template_budget.Budget, "tick", lambda self, elements=0: unless(time.thread_time() < self._until + 1.5)),
-    ("tokenizer_config", chat_template, "_sources", lambda path, given: {"default": given})]
+    ("tokenizer_config", chat_template, "_sources", lambda path, given: {"default": given}),
+    ("special_tokens", chat_template, "_special_tokens", lambda directory, config: strict_json.read_json(directory / "special_tokens_map.json", 1 << 20)),
+    ("engine_config", engine_config, "NAMES", (*engine_config.NAMES, "max_num_seqs")), ("engine_config", engine_config, "_is_default", lambda value, default: True),
+    ("costs", calibration, "_is_cost", lambda each: len(each) == 6)]
 
 
 @pytest.mark.parametrize("name, holder, attribute, bug", BUGS)

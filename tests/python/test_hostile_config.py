@@ -13,7 +13,7 @@ import paceline
 import pytest
 from checkpoint_writer import tensor_shapes, write_checkpoint
 from oracle_models import shape
-from paceline import Engine, SamplingParams, demo_pair
+from paceline import Engine, SamplingParams, _core, demo_pair
 from paceline.loading.config import config_of
 from test_config import LLAMA
 
@@ -46,6 +46,54 @@ def test_cf1_no_integer(field, value):
 @pytest.mark.parametrize("value", NO_NUMBER)
 def test_cf1_no_number(field, value):
     assert field in refusal(LLAMA | {field: value})
+
+
+@pytest.mark.parametrize("changes, said", [
+    ({"rms_norm_eps": 1e-46}, "rms_norm_eps: expected a positive float32"), ({"rms_norm_eps": 1e300}, "rms_norm_eps: expected a positive float32"),
+    ({"max_position_embeddings": 1}, "max_position_embeddings: expected an integer in [2, 16777216]"), ({"max_position_embeddings": 2**24 + 1}, "max_position_embeddings"),
+    ({"intermediate_size": 2**22 + 1}, "intermediate_size: expected an integer in [1, 4194304]"), ({"hidden_size": 2**22 + 4}, "hidden_size: expected an integer in [1, 4194304]"),
+    ({"num_attention_heads": 2**15, "head_dim": 130}, "num_attention_heads: expected at most 4194304 columns of q"),
+    ({"architectures": ["MistralForCausalLM"], "sliding_window": 1}, "sliding_window: expected an integer in [2,")])
+def test_cf1_what_the_core_would_refuse_is_the_file_s_fault(changes, said):
+    assert said in refusal(LLAMA | changes)
+
+
+@pytest.mark.parametrize("changes", [{"rms_norm_eps": 1e-45}, {"rms_norm_eps": 3.4e38}, {"max_position_embeddings": 2}, {"max_position_embeddings": 2**24},
+                                     {"num_attention_heads": 2**14, "head_dim": 256, "hidden_size": 2**22, "intermediate_size": 2**22}])
+def test_cf1_what_the_core_takes_is_taken(changes):
+    _core.ModelConfig(**dataclasses.asdict(config_of(LLAMA | changes, "here/config.json")[1]))
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "config.json"])
+def test_cf1_more_ends_of_a_text_than_a_request_may_have(tmp_path, name):
+    model = shutil.copytree(demo_pair()[1], tmp_path / "model")
+    (model / "generation_config.json").write_text("{}")
+    config = json.loads((model / name).read_text())
+    for count, fits in ((128, True), (129, False)):
+        (model / name).write_text(json.dumps(config | {"eos_token_id": [0, *range(count)]}))
+        if fits:
+            with Engine(model, warmup=False) as engine:
+                engine.generate("a", max_tokens=1)
+            continue
+        with pytest.raises(paceline.ModelFileError, match=f"{name}: eos_token_id: expected at most 128 token ids, found 129"):
+            Engine(model)
+
+
+@pytest.mark.parametrize("draft", [False, True])
+def test_cf1_digits_of_a_config_take_no_memory_out_of_proportion(tmp_path, draft, monkeypatch):
+    """The tables of every position are the one thing that a file's size says nothing about."""
+    models = [shutil.copytree(each, tmp_path / each.name) for each in demo_pair()[:1 + draft]]
+    for model in models:
+        config = json.loads((model / "config.json").read_text())
+        (model / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 2**24}))
+    assert Engine.plan(*models).workspace_bytes < 600e6
+    monkeypatch.setattr("paceline.arguments.available_memory", lambda: 200_000_000)
+    assert Engine.plan(*models).workspace_bytes < 90e6
+    with Engine(*models, warmup=False) as engine:
+        length = engine.info["max_model_len"]
+        assert f"max_model_len is {length} instead of 16777216: its tables take a quarter of the free memory" in engine.info["notes"]
+        engine.generate("a", max_tokens=2)
+    assert Engine.plan(*models, max_model_len=2**20).workspace_bytes > 250e6  # whoever asks for it gets it
 
 
 @pytest.mark.parametrize("field", FLAGS)

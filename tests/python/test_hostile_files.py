@@ -14,8 +14,8 @@ import zipfile
 import numpy as np
 import paceline
 import pytest
-from paceline import Engine, demo_pair
-from paceline.loading import read_config
+from paceline import Engine, _core, demo_pair, loading
+from paceline.loading import load_weights, read_config
 from paceline.loading.safetensors import read_header
 from paceline.tokenizer import Tokenizer
 from test_checkpoint import EVERY_TENSOR, KINDS, refusal, write
@@ -223,6 +223,47 @@ def test_mf9_a_file_shortened_while_it_is_read_ends_nobody(model):
         loading.wait()
         loading.stdout.close()
     assert loading.returncode == -9  # ours, and nobody else's
+
+
+def swapped(path, kind, outside):
+    """Put in the place of the file whose header has been read: of the same header and size, so that only its bytes tell."""
+    data = bytearray(path.read_bytes())
+    begin = 8 + int.from_bytes(data[:8], "little")
+    data[begin:begin + 1000] = bytes(1000)
+    if kind == "written into":
+        path.write_bytes(data)
+        return
+    path.unlink()
+    if kind == "fifo":
+        os.mkfifo(path)
+        return
+    (path if kind == "another file" else outside).write_bytes(data)
+    if kind == "link out":
+        path.symlink_to(outside)
+
+
+@pytest.mark.parametrize("kind, said", [("link out", "found a link out of it"), ("another file", "found that it has changed since"),
+                                        ("written into", "found that it has changed since"), ("fifo", "expected a regular file, found something else")])
+def test_mf9_weights_are_those_of_the_header_that_was_read(model, tmp_path, kind, said):
+    checkpoint = read_config(model)
+    swapped(model / "model.safetensors", kind, tmp_path / "outside")
+    with pytest.raises(paceline.ModelFileError, match=said):
+        load_weights(_core.Backend(1, ""), checkpoint, "fp32")
+
+
+def test_mf9_a_file_written_into_while_it_is_read_is_refused(model, tmp_path, monkeypatch):
+    path, read = model / "model.safetensors", loading.checkpoint._read
+    checkpoint, changes = read_config(model), iter([lambda: swapped(path, "written into", None)])
+    monkeypatch.setattr(loading.checkpoint, "_read", lambda *args: (read(*args), next(changes, lambda: None)()))
+    with pytest.raises(paceline.ModelFileError, match="found that it has changed since"):
+        load_weights(_core.Backend(1, ""), checkpoint, "fp32")
+
+
+def test_mf9_a_file_replaced_while_it_is_read_is_the_one_that_was_opened(model, tmp_path, monkeypatch):
+    path, read = model / "model.safetensors", loading.checkpoint._read
+    checkpoint, changes = read_config(model), iter([lambda: swapped(path, "another file", None)])
+    monkeypatch.setattr(loading.checkpoint, "_read", lambda *args: (read(*args), next(changes, lambda: None)()))
+    load_weights(_core.Backend(1, ""), checkpoint, "fp32")
 
 
 def test_mf9_the_library_maps_memory_that_nobody_can_shorten(model, monkeypatch):

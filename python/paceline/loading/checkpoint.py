@@ -1,5 +1,6 @@
 """A checkpoint directory: config.json, generation_config.json, model.safetensors or its shards."""
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -13,12 +14,15 @@ from numpy.typing import NDArray
 from paceline import _core
 from paceline._core import ModelFileError
 from paceline.loading.config import ModelConfig, config_of, num_weights
+from paceline.loading.files import opened
 from paceline.loading.safetensors import FileState, StoredTensor, read_header
 from paceline.loading.strict_json import read_json, shown
 
 DTYPES = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 MAX_CONFIG = 1 << 20
 MAX_INDEX = 16 << 20
+MAX_EOS = 128
+"""Ids that end a text, as many as the core takes with a request."""
 STAGING = 16 << 20
 BLOCK = 16
 """Rows that a packed matrix keeps together: a part of a tensor has a multiple of them."""
@@ -76,11 +80,13 @@ def load_weights(backend: _core.Backend, checkpoint: Checkpoint, dtype: str) -> 
     _check(checkpoint, expected)
     staging = np.empty(STAGING, np.uint8)
     files: dict[Path, int] = {}
-    try:
+    states = checkpoint.files
+    with contextlib.ExitStack() as open_files:
         for name in sorted(expected, key=lambda name: (checkpoint.tensors[name].file, checkpoint.tensors[name].begin)):
             tensor = checkpoint.tensors[name]
             if tensor.file not in files:
-                files[tensor.file] = os.open(tensor.file, os.O_RDONLY | os.O_CLOEXEC)
+                files[tensor.file], status = open_files.enter_context(opened(tensor.file))
+                _refuse_another(tensor.file, tensor.state, status)
             row_bytes = tensor.nbytes // tensor.shape[0]
             rows = max(STAGING // row_bytes // BLOCK, 1) * BLOCK
             if rows * row_bytes > len(staging):
@@ -91,11 +97,8 @@ def load_weights(backend: _core.Backend, checkpoint: Checkpoint, dtype: str) -> 
                 _read(files[tensor.file], tensor, name, first * row_bytes, data)
                 _check_finite(tensor, name, data)
                 weights.load(name, DTYPES[tensor.dtype], (count, *tensor.shape[1:]), data, first)
-    except OSError as error:
-        raise ModelFileError(f"{checkpoint.directory}: cannot be read: {error.strerror}") from error
-    finally:
-        for descriptor in files.values():
-            os.close(descriptor)
+        for file, descriptor in files.items():
+            _refuse_another(file, states[file], os.fstat(descriptor))
     weights.finish()
     return weights
 
@@ -109,7 +112,10 @@ def _eos_token_ids(directory: Path, config: dict[str, Any]) -> tuple[int, ...]:
     several = ids if isinstance(ids, list) else [ids]
     if not all(type(i) is int and i >= 0 for i in several):
         raise ModelFileError(f"{where}: eos_token_id: expected a token id or several, found {shown(ids)}")
-    return tuple(dict.fromkeys(several))
+    unique = tuple(dict.fromkeys(several))
+    if len(unique) > MAX_EOS:
+        raise ModelFileError(f"{where}: eos_token_id: expected at most {MAX_EOS} token ids, found {len(unique)}")
+    return unique
 
 
 def _has_tensors(directory: Path) -> bool:
@@ -170,6 +176,12 @@ def _check(checkpoint: Checkpoint, expected: Mapping[str, list[int]]) -> None:
     for name in checkpoint.tensors.keys() - expected.keys():
         if not name.endswith("rotary_emb.inv_freq") and not (name == "lm_head.weight" and checkpoint.config.tie_word_embeddings):
             raise ModelFileError(f"{checkpoint.tensors[name].file}: tensor {shown(name)}: expected no such tensor in {checkpoint.architecture}")
+
+
+def _refuse_another(file: Path, state: FileState, status: os.stat_result) -> None:
+    """Whatever the path names by now: only the file whose header was read, and as it was then."""
+    if FileState.of(status) != state:
+        raise ModelFileError(f"{file}: expected the file whose header was read, found that it has changed since")
 
 
 def _read(descriptor: int, tensor: StoredTensor, name: str, begin: int, data: NDArray[np.uint8]) -> None:

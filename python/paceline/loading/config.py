@@ -1,12 +1,16 @@
 """config.json: the shape of the network, every field checked before anything is computed from it."""
 
 import dataclasses
+import struct
 from typing import Any
 
 from paceline.loading.fields import Fields
 from paceline.loading.rope import rope_of
 
+# The core's own limits: what a file says beyond them is the file's fault, and is said of the file.
 MAX_VOCAB_SIZE = 1 << 18  # exact sums over the vocabulary end there
+MAX_WIDTH = 1 << 22  # columns of a matrix, counted in 32 bits, q, k and v together
+MAX_POSITIONS = 1 << 24  # tables have an entry for each, whatever the size of the weights
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +66,7 @@ def config_of(values: dict[str, Any], where: str) -> tuple[str, ModelConfig, int
     name = _architecture(fields)
     kind = ARCHITECTURES[name]
     _refuse_variants(fields)
-    hidden, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
+    hidden, heads = fields.integer("hidden_size", most=MAX_WIDTH), fields.integer("num_attention_heads")
     kv_heads = fields.integer("num_key_value_heads", heads)
     if heads % kv_heads:
         raise fields.error("num_key_value_heads", f"a divisor of num_attention_heads = {heads}", kv_heads)
@@ -71,16 +75,29 @@ def config_of(values: dict[str, Any], where: str) -> tuple[str, ModelConfig, int
     head_dim = fields.integer("head_dim", hidden // heads)
     if head_dim % 2 or head_dim > 256:
         raise fields.error("head_dim", "an even number up to 256", head_dim)
-    context = fields.integer("max_position_embeddings")
+    if heads * head_dim > MAX_WIDTH:
+        raise fields.error("num_attention_heads", f"at most {MAX_WIDTH} columns of q, heads times head_dim = {head_dim}", heads)
+    context = fields.integer("max_position_embeddings", most=MAX_POSITIONS, least=2)
     frequencies, scale = rope_of(fields, head_dim, context)
     bias = fields.flag("attention_bias")
     config = ModelConfig(
-        vocab_size=fields.integer("vocab_size", most=MAX_VOCAB_SIZE), hidden_size=hidden, intermediate_size=fields.integer("intermediate_size"),
+        vocab_size=fields.integer("vocab_size", most=MAX_VOCAB_SIZE), hidden_size=hidden, intermediate_size=fields.integer("intermediate_size", most=MAX_WIDTH),
         num_layers=fields.integer("num_hidden_layers", most=4096), num_heads=heads, num_kv_heads=kv_heads, head_dim=head_dim,
-        rms_norm_eps=fields.number("rms_norm_eps", 1e-6, above=0.0), max_position_embeddings=context, rope_frequencies=frequencies,
+        rms_norm_eps=_float32(fields, "rms_norm_eps", 1e-6), max_position_embeddings=context, rope_frequencies=frequencies,
         rope_scale=scale, qkv_bias=bias if kind.attention_bias is None else kind.attention_bias,
         output_bias=bias and kind.attention_bias is None, qk_norm=kind.qk_norm, tie_word_embeddings=fields.flag("tie_word_embeddings"))
     return name, config, _sliding_window(fields, kind, context)
+
+
+def _float32(fields: Fields, name: str, default: float) -> float:
+    """What the core computes with: above 0 and finite in that precision, too."""
+    value = fields.number(name, default, above=0.0)
+    try:
+        if struct.unpack("<f", struct.pack("<f", value))[0] > 0:
+            return value
+    except OverflowError:
+        pass
+    raise fields.error(name, "a positive float32", value)
 
 
 def _architecture(fields: Fields) -> str:
@@ -112,5 +129,5 @@ def _sliding_window(fields: Fields, kind: Architecture, context: int) -> int | N
         if unknown:
             raise fields.error("layer_types", "full_attention or sliding_attention", unknown[0])
         slides = "sliding_attention" in layers
-    window = fields.integer("sliding_window")
+    window = fields.integer("sliding_window", least=2)
     return window if slides and window < context else None

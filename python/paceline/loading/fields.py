@@ -29,13 +29,13 @@ class Fields:
             raise self.error(name, "an object or null", value)
         return None if value is None else self.of(value, name)
 
-    def integer(self, name: str, default: int | None = None, most: int = 2**31 - 1) -> int:
+    def integer(self, name: str, default: int | None = None, most: int = 2**31 - 1, least: int = 1) -> int:
         """A positive integer; null counts as absent."""
         value = self.values.get(name)
         if value is None:
             value = default
-        if type(value) is not int or not 1 <= value <= most:
-            raise self.error(name, f"an integer in [1, {most}]", "nothing" if value is None else value)
+        if type(value) is not int or not least <= value <= most:
+            raise self.error(name, f"an integer in [{least}, {most}]", "nothing" if value is None else value)
         return value
 
     def number(self, name: str, default: float | None = None, above: float = -math.inf) -> float:
