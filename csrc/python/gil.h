@@ -47,6 +47,16 @@ class Locked {
   PyGILState_STATE state_;
 };
 
+// Whether this thread has the GIL. Not PyGILState_Check, which says yes to everybody once there has been a sub-interpreter.
+inline bool has_gil() {
+  PyThreadState* const mine = PyGILState_GetThisThreadState();
+#if PY_VERSION_HEX >= 0x030D0000
+  return mine && mine == PyThreadState_GetUnchecked();
+#else
+  return mine && mine == _PyThreadState_UncheckedGet();
+#endif
+}
+
 // An object whose destructor joins threads or frees gigabytes lets other Python threads run meanwhile. The last reference
 // may also go where the GIL is not held: inside another such destructor, or a call that outlived `close`.
 template <class T>
@@ -54,7 +64,7 @@ struct UnlockedDelete {
   void operator()(T* object) const {
     if constexpr (requires { object->is_left_behind(); })
       if (object->is_left_behind()) return;  // a forked child's copy
-    if (!PyGILState_Check()) {
+    if (!has_gil()) {
       delete object;
       return;
     }

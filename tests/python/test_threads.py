@@ -272,10 +272,7 @@ print("lives")
 """
 
 
-CHECK = "UnlockedDelete (csrc/python/gil.h) asks PyGILState_Check, which says yes to everybody once there has been a sub-interpreter"
-
-
-@pytest.mark.parametrize("where", ["alone", pytest.param("beside", marks=pytest.mark.xfail(strict=True, reason=CHECK))])
+@pytest.mark.parametrize("where", ["alone", "beside"])
 def test_a_sub_interpreter_works_or_is_refused_at_import(where):
     done = run(SUB_INTERPRETER, where, timeout=30)
     assert (done.returncode, done.stdout) == (0, "lives\n"), done.stderr
