@@ -44,6 +44,7 @@ void append(Output& output, Output&& next) {
   output.tokens.insert(output.tokens.end(), next.tokens.begin(), next.tokens.end());
   output.logprobs.insert(output.logprobs.end(), next.logprobs.begin(), next.logprobs.end());
   std::move(next.top_logprobs.begin(), next.top_logprobs.end(), std::back_inserter(output.top_logprobs));
+  output.number = next.number;
   output.cycles += next.cycles;
   output.tau += next.tau;
   output.accepted += next.accepted;

@@ -44,6 +44,7 @@ struct TopLogprob {
 // What one step gave one request. tokens may be empty when the request only finished.
 struct Output {
   int64_t request = 0;
+  int64_t number = 0;                                  // among those of its request, from 1, once it is on its way to a reader
   std::vector<int> tokens;
   std::vector<float> logprobs;                         // one per token when asked for
   std::vector<std::vector<TopLogprob>> top_logprobs;   // k per token when asked for

@@ -9,12 +9,12 @@ namespace {
 
 Submission::Until until_of(bool whole) { return whole ? Submission::Until::end : Submission::Until::something; }
 
-std::optional<Output> take(Submission& self, bool whole, std::optional<double> timeout) {
+std::optional<Output> take(Submission& self, bool whole, std::optional<double> timeout, int64_t kept) {
   return with_the_end_in_mind([&] {
     std::optional<Output> output;
     wait_for([&](std::chrono::nanoseconds at_most) {
-      output = self.take(until_of(whole), at_most);
-      return output.has_value() || self.drained();
+      output = self.take(until_of(whole), at_most, kept);
+      return output.has_value() || self.drained(kept);
     }, timeout);
     return output;
   });
@@ -80,16 +80,16 @@ void bind_submissions(py::module_& m) {
 
   py::class_<SubmissionHandle>(m, "Submission")
       .def_property_readonly("serial", [](const SubmissionHandle& self) { return self.submission->serial; })
-      .def("take", [](const SubmissionHandle& self, bool whole, std::optional<double> timeout) {
-             return take(*self.submission, whole, timeout);
-           }, "whole"_a, "timeout"_a)
-      .def("ready", [](const SubmissionHandle& self) { return self.submission->ready(); })
+      .def("take", [](const SubmissionHandle& self, bool whole, std::optional<double> timeout, int64_t kept) {
+             return take(*self.submission, whole, timeout, kept);
+           }, "whole"_a, "timeout"_a, "kept"_a)
+      .def("ready", [](const SubmissionHandle& self, int64_t kept) { return self.submission->ready(kept); }, "kept"_a)
       .def("done", [](const SubmissionHandle& self) { return self.submission->done(); })
-      .def("drained", [](const SubmissionHandle& self) { return self.submission->drained(); })
+      .def("drained", [](const SubmissionHandle& self, int64_t kept) { return self.submission->drained(kept); }, "kept"_a)
       .def("cancel", [](const SubmissionHandle& self) { self.submission->cancel(); })
-      .def("ring", [](const SubmissionHandle& self, std::shared_ptr<Bell> bell, bool whole) {
-             self.submission->ring(std::move(bell), until_of(whole));
-           }, "bell"_a, "whole"_a);
+      .def("ring", [](const SubmissionHandle& self, std::shared_ptr<Bell> bell, bool whole, int64_t kept) {
+             self.submission->ring(std::move(bell), until_of(whole), kept);
+           }, "bell"_a, "whole"_a, "kept"_a);
 }
 
 }  // namespace

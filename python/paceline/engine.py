@@ -361,7 +361,7 @@ class Engine:
         with called(method):
             ids, params = self._resolved(prompt, sampling_params, overrides)
             (submission,) = self._core.submit([(ids, params._for_core(self._eos_token_ids))])
-        return Request(submission, ids, params, self._token_bytes, method)
+        return Request(submission, ids, params, self._token_bytes, method, self)
 
     def _submit_batch(self, method: str, prompts: Iterable[Prompt], sampling_params: SamplingParams | Sequence[SamplingParams] | None,
                       overrides: dict[str, Any]) -> list[Request]:
@@ -382,7 +382,7 @@ class Engine:
             wanted.append((ids, params._for_core(self._eos_token_ids)))
         with called(method):
             submissions = self._core.submit(wanted)
-        return [Request(submission, ids, params, self._token_bytes, method) for submission, (ids, params) in zip(submissions, resolved, strict=True)]
+        return [Request(submission, ids, params, self._token_bytes, method, self) for submission, (ids, params) in zip(submissions, resolved, strict=True)]
 
     def _resolved(self, prompt: Prompt, sampling_params: SamplingParams | None, overrides: dict[str, Any]) -> tuple[list[int], SamplingParams]:
         if sampling_params is not None and not isinstance(sampling_params, SamplingParams):

@@ -93,6 +93,43 @@ TEST(an_end_between_two_looks_is_there_to_take) {
   CHECK_THROWS(failing.take(Submission::Until::something, 0s), EngineDead, "why");
 }
 
+// Who says what it has kept is given again what it has not, until it says so; nothing that came meanwhile is lost or out of order.
+TEST(an_output_that_was_not_kept_is_given_again) {
+  Submission submission({1}, {}, {}, std::make_shared<std::atomic<int>>(0));
+  const auto put = [&](int token, FinishReason finish) {
+    Output output;
+    output.tokens = {token};
+    output.cycles = 1;
+    output.finish = finish;
+    submission.put(std::move(output));
+  };
+  const auto take = [&](Submission::Until until, int64_t kept) { return submission.take(until, 0s, kept)->tokens; };
+  put(1, FinishReason::none), put(2, FinishReason::none);
+  for (int i = 0; i < 3; ++i) CHECK(take(Submission::Until::something, 0) == std::vector<int>{1}, "the first, not kept yet");
+  CHECK(take(Submission::Until::something, 1) == std::vector<int>{2} && submission.ready(1), "the second");
+  CHECK(!submission.take(Submission::Until::something, 0s, 2) && !submission.ready(2), "both were kept");
+  put(3, FinishReason::none);
+  CHECK(take(Submission::Until::something, 2) == std::vector<int>{3}, "the third, which is not kept");
+  put(4, FinishReason::none), put(5, FinishReason::length);
+  CHECK(!submission.drained(2) && submission.done(), "nobody was handed the last");
+  for (int i = 0; i < 2; ++i) CHECK((take(Submission::Until::end, 2) == std::vector<int>{3, 4, 5}), "all that is left in one");
+  CHECK(!submission.drained(2) && !submission.drained(4) && submission.drained(5), "kept to the end");
+  Submission slow({1}, {}, {}, std::make_shared<std::atomic<int>>(0));
+  std::vector<int> tokens;
+  for (int i = 0; i < 300; ++i) {
+    Output output;
+    output.tokens = {i};
+    slow.put(std::move(output));
+    if (i == 0) CHECK(slow.take(Submission::Until::something, 0s, 0)->number == 1, "the first");
+  }
+  for (int64_t kept = 0; slow.ready(kept);) {
+    const Output output = *slow.take(Submission::Until::something, 0s, kept);
+    tokens.insert(tokens.end(), output.tokens.begin(), output.tokens.end());
+    kept = output.number;
+  }
+  CHECK(tokens.size() == 300 && std::is_sorted(tokens.begin(), tokens.end()), tokens.size(), " tokens");
+}
+
 TEST(cancelling_ends_it_with_what_it_has) {
   Served served;
   const auto submission = served.submit(1, 3, 390);

@@ -132,6 +132,45 @@ def test_ctrl_c(kind):
         assert float(median) < 1.0  # 50 ms and a cycle; the rest is room for a machine that others use too
 
 
+CAUGHT = """
+import os, signal, threading, paceline
+signal.signal(signal.SIGINT, signal.default_int_handler)
+with paceline.Engine(*paceline.demo_pair(), num_speculative_tokens=4, num_threads=1) as engine:
+    want = engine.generate("def f(", max_tokens=300, ignore_eos=True).token_ids
+    caught = 0
+    for _ in range(6):
+        request, got, stop = engine.submit("def f(", max_tokens=300, ignore_eos=True), [], threading.Event()
+        def send():
+            while not stop.wait(0.01): os.kill(os.getpid(), signal.SIGINT)
+        thread, ended = threading.Thread(target=send), False
+        thread.start()
+        while not ended:
+            try:
+                for chunk in request: got.append(chunk)  # nothing is between a chunk and its keeping but this append
+                ended = True
+            except KeyboardInterrupt:
+                caught += 1
+        while thread.is_alive():
+            try:
+                stop.set()
+                thread.join()
+            except KeyboardInterrupt: pass
+        while True:
+            try:
+                assert request.result().token_ids == want, "the result"
+                assert tuple(token for chunk in got for token in chunk.token_ids) == want, "the stream"
+                break
+            except KeyboardInterrupt: pass
+print("caught", caught)
+"""
+
+
+def test_ctrl_c_loses_no_token():
+    """Caught and gone on from, again and again in the middle of a stream."""
+    done = run(CAUGHT)
+    assert done.stdout.startswith("caught ") and int(done.stdout.split()[1]) >= 3, done.stderr
+
+
 # ---------------------------------------------------------------------------------------------------- fork
 FORKED = """
 import asyncio, os, sys, threading, paceline
