@@ -28,6 +28,8 @@ struct RequestParams {
   int num_speculative_tokens = -1;    // -1 = the engine's; 0 = plain decoding
 };
 
+constexpr int kMaxStopStrings = 128, kMaxStopBytes = 8192;  // of all of them: they are matched on the thread that all requests share
+
 // Throws std::invalid_argument that names the parameter, what it must be, and what it is.
 void validate(const RequestParams& params, int vocab_limit, int tau_max);
 // What the backend is told of a request that `validate` let pass.

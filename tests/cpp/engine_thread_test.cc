@@ -209,6 +209,12 @@ TEST(pages_bound_the_queue_as_well) {
   for (const auto& each : all) CHECK(the_end(*each).finish == FinishReason::length, "who was taken");
 }
 
+TEST(any_number_of_long_requests_is_too_much_and_never_nothing) {
+  Demand all;
+  for (int i = 0; i < 1 << 14; ++i) all += {1, 1 << 18, 1 << 18};  // 2^32 pages
+  CHECK(all.target_pages == int64_t(1) << 32 && !all.fits({1 << 20, 1 << 20, 1 << 20}), all.target_pages, " pages");
+}
+
 TEST(without_a_queue_only_what_can_start_is_taken) {
   Served served(0, 8, 2);
   auto held = served.hold();
