@@ -84,14 +84,21 @@ std::vector<Output> Engine::step() {
 }
 
 std::vector<float> Engine::verify(const std::vector<int32_t>& prefix, const std::vector<int32_t>& drafts) {
-  Scheduler& scheduler = alive();
+  const auto verification = begin_verification(prefix, drafts);
+  while (!advance(*verification)) {
+  }
+  return std::move(verification->logprobs());
+}
+
+bool Engine::advance(Verification& verification) {
+  alive();
   try {
-    return scheduler.verify(prefix, drafts);
+    return verification.advance();
   } catch (const DeviceError&) {  // what else it throws leaves the sequences as they were
     cause_of_death_ = std::current_exception();
   }
   alive();
-  return {};
+  return true;
 }
 
 Scheduler& Engine::alive() {

@@ -24,7 +24,7 @@ std::optional<Output> take(Submission& self, bool whole, std::optional<double> t
 py::array_t<float> verify(EngineThread& self, const std::vector<int32_t>& prefix, const std::vector<int32_t>& drafts) {
   return with_the_end_in_mind([&] {
     const auto logprobs = std::make_shared<std::vector<float>>();
-    const auto call = self.call([=](Engine& engine) { *logprobs = engine.verify(prefix, drafts); });
+    const auto call = self.verify(prefix, drafts, logprobs);
     const py::ssize_t vocab_size = self.engine()->target_vocab_size();
     wait_for([&](std::chrono::nanoseconds at_most) { return call->wait(at_most); }, std::nullopt);
     return py::array_t<float>({py::ssize_t(drafts.size() + 1), vocab_size}, logprobs->data());
@@ -125,7 +125,8 @@ void bind_engine(py::module_& m) {
   m.attr("TAU_REASONS") = names_of(kTauReasons);
   m.attr("EXTRA_KINDS") = names_of(kExtraKinds);
   m.attr("DRAFT_SOURCES") = names_of(kDraftSources);
-  m.def("interpreter_ends", [] { ending = true; });
+  ending = 0;  // of an interpreter that was ended before, where a program starts one again
+  m.def("interpreter_ends", [] { ending = gettid(); });
 }
 
 }  // namespace paceline

@@ -219,8 +219,9 @@ class Engine:
                                tools=tools, variables=variables)
 
     def verify(self, prefix_ids: Sequence[int], draft_ids: Sequence[int]) -> Verification:
-        """The target's log-probabilities after the prefix and after each draft token, all in one pass: .logprobs, float32
-        [len(draft_ids) + 1, vocab_size of config.json]. prefix_ids must not be empty."""
+        """The target's log-probabilities after the prefix and after each draft token: .logprobs, float32
+        [len(draft_ids) + 1, vocab_size of config.json]. prefix_ids must not be empty. It is fed in passes between the cycles of running requests,
+        which wait for one of them at a time; max_num_seqs * (num_speculative_tokens + 1) rows of the answer are of one pass."""
         prefix = checks.token_ids("verify", "prefix_ids", prefix_ids)
         drafts = checks.token_ids("verify", "draft_ids", draft_ids)
         return Verification(self._core.verify(prefix, drafts))

@@ -255,6 +255,62 @@ TEST(calls_run_between_steps_and_bring_their_errors) {
   CHECK(read_all(*stream) == text_of(*served.all, 0, 4, 390), "beside them");
 }
 
+// Two texts of 390 tokens read for their logprobs beside a stream: between any two of its cycles stands one pass of one of them at most.
+TEST(a_verification_takes_turns_with_the_steps) {
+  Served served(1000, 8, kSlots, 1600, 8);
+  auto held = served.hold();
+  const auto stream = served.submit(0, 4, 390);
+  while (!served.entered) std::this_thread::yield();
+  const auto logprobs = std::make_shared<std::vector<float>>(), dropped = std::make_shared<std::vector<float>>();
+  const auto prefix = prompt_of(*served.all, 1, 380);
+  auto first = served.thread->verify(prefix, {}, dropped);
+  const auto second = served.thread->verify(prefix, {served.all->at(1).tokens[380]}, logprobs);
+  held.unlock();
+  CHECK(second->wait(kLong) && logprobs->size() == 2 * kVocab, logprobs->size(), " logprobs");
+  CHECK(first->wait(0s) && dropped->size() == kVocab, "they are made in their order");
+  CHECK(read_all(*stream) == text_of(*served.all, 0, 4, 390), "beside them");
+  int last = -1, together = 0, most = 0;
+  for (const auto& row : served.target->trace()) {
+    if (row.pass == last) continue;
+    last = row.pass;
+    together = row.slot == kSlots ? together + 1 : 0;
+    most = std::max(most, together);
+    if (row.slot == 0 && row.position >= 300) break;  // the stream may end before they do
+  }
+  CHECK(most == 1, most, " passes of verifications between two of the stream");
+}
+
+TEST(a_verification_that_nobody_waits_for_is_dropped) {
+  Served served(1000, 8, kSlots, 1600, 8);
+  auto held = served.hold();
+  const auto logprobs = std::make_shared<std::vector<float>>();
+  auto call = served.thread->verify(prompt_of(*served.all, 1, 380), {}, logprobs);
+  while (!served.entered) std::this_thread::yield();  // in its first pass of 48
+  call.reset();
+  held.unlock();
+  CHECK(read_all(*served.submit(0, 100, 290)) == text_of(*served.all, 0, 100, 290), "after it");
+  int rows = 0;
+  const auto asked = served.thread->call([&](Engine&) {
+    for (const auto& row : served.target->trace()) rows += row.slot == kSlots;
+    CHECK(served.target->cache().pages().num_free() == served.target->cache().pages().num_pages(), "pages are held");
+  });
+  CHECK(asked->wait(kLong), "no answer");
+  CHECK(rows == 8 && logprobs->empty(), rows, " rows were fed for nobody");
+}
+
+TEST(an_engine_closes_in_the_middle_of_a_verification) {
+  Served served(1000, 8, kSlots, 1600, 8);
+  auto held = served.hold();
+  const auto call = served.thread->verify(prompt_of(*served.all, 1, 380), {}, std::make_shared<std::vector<float>>());
+  while (!served.entered) std::this_thread::yield();
+  std::thread closer([&] { served.thread->close(); });
+  std::this_thread::sleep_for(50ms);  // closing begins
+  held.unlock();
+  closer.join();
+  CHECK_THROWS(CHECK(call->wait(0s), "no end"), std::runtime_error, "the engine is closed");
+  CHECK(served.entered < 10, served.entered.load(), " passes for a closed engine");
+}
+
 TEST(closing_keeps_what_was_given) {
   Served served;
   std::vector<std::shared_ptr<Submission>> all;
