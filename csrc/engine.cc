@@ -8,26 +8,23 @@
 namespace paceline {
 namespace {
 
-std::unique_ptr<Model> make_model(const std::shared_ptr<Weights>& weights, const EngineOptions& options) {
-  if (!weights) return nullptr;
-  const Engine::ModelLimits limits = Engine::limits_of(options, weights->config().max_position_embeddings);
-  return std::make_unique<Transformer>(
-      weights, Transformer::Limits{limits.max_rows, limits.max_len, limits.num_slots, limits.num_pages, options.kv_dtype});
-}
-
 // A pass of a cycle reads the weights, whatever it does with them.
 EngineOptions with_draft_cost(EngineOptions options, const Weights* target, const Weights* draft) {
   if (draft && options.draft_cost == 0) options.draft_cost = double(draft->packed().bytes()) / double(target->packed().bytes());
   return options;
 }
 
+constexpr int kMostPositions = 1 << 24;  // of a sequence, and of a cache: far beyond every model, and sums of a few of them are ints
+
 void check_options(const EngineOptions& o) {
   require(o.num_speculative_tokens >= 0 && o.num_speculative_tokens <= 64, "[Engine] num_speculative_tokens must be in [0, 64], got ",
           o.num_speculative_tokens);
-  require(o.max_model_len >= 2, "[Engine] max_model_len must be at least 2, got ", o.max_model_len);
+  require(o.max_model_len >= 2 && o.max_model_len <= kMostPositions, "[Engine] max_model_len must be in [2, ", kMostPositions, "], got ",
+          o.max_model_len);
   require(o.max_num_seqs >= 1 && o.max_num_seqs <= kMaxSlots, "[Engine] max_num_seqs must be in [1, 256], got ", o.max_num_seqs);
   require(o.kv_dtype != DType::fp16, "[Engine] kv_dtype must be fp32 or bf16, got fp16");
-  require(o.kv_cache_tokens >= 2, "[Engine] kv_cache_tokens must be at least 2, got ", o.kv_cache_tokens);
+  require(o.kv_cache_tokens >= 2 && o.kv_cache_tokens <= kMostPositions, "[Engine] kv_cache_tokens must be in [2, ", kMostPositions, "], got ",
+          o.kv_cache_tokens);
   require(o.prefill_chunk >= 1 && o.prefill_chunk <= 512, "[Engine] prefill_chunk must be in [1, 512], got ", o.prefill_chunk);
   require(o.prefill_chunk_beside >= 0, "[Engine] prefill_chunk_beside must be at least 0, got ", o.prefill_chunk_beside);
   require(o.trace_cycles >= 0 && o.trace_cycles <= 1 << 20, "[Engine] trace_cycles must be in [0, 1048576], got ", o.trace_cycles);
@@ -43,11 +40,18 @@ void check_options(const EngineOptions& o) {
           "[Engine] max_num_seqs * (num_speculative_tokens + 1) must be at most 512 rows, got ", o.max_num_seqs * (o.num_speculative_tokens + 1));
 }
 
+std::unique_ptr<Model> make_model(const std::shared_ptr<Weights>& weights, const EngineOptions& options) {
+  if (!weights) return nullptr;
+  check_options(options);
+  const Engine::ModelLimits limits = Engine::limits_of(options, weights->config().max_position_embeddings);
+  return std::make_unique<Transformer>(
+      weights, Transformer::Limits{limits.max_rows, limits.max_len, limits.num_slots, limits.num_pages, options.kv_dtype});
+}
+
 }  // namespace
 
 Engine::Engine(std::shared_ptr<Backend> backend, std::shared_ptr<Weights> target, std::shared_ptr<Weights> draft, const EngineOptions& options)
-    : Engine((check_options(options), std::move(backend)), make_model(target, options), make_model(draft, options),
-             with_draft_cost(options, target.get(), draft.get())) {
+    : Engine(std::move(backend), make_model(target, options), make_model(draft, options), with_draft_cost(options, target.get(), draft.get())) {
   target_weights_ = std::move(target);
   draft_weights_ = std::move(draft);
 }
@@ -80,14 +84,21 @@ std::vector<Output> Engine::step() {
 }
 
 std::vector<float> Engine::verify(const std::vector<int32_t>& prefix, const std::vector<int32_t>& drafts) {
-  Scheduler& scheduler = alive();
+  const auto verification = begin_verification(prefix, drafts);
+  while (!advance(*verification)) {
+  }
+  return std::move(verification->logprobs());
+}
+
+bool Engine::advance(Verification& verification) {
+  alive();
   try {
-    return scheduler.verify(prefix, drafts);
+    return verification.advance();
   } catch (const DeviceError&) {  // what else it throws leaves the sequences as they were
     cause_of_death_ = std::current_exception();
   }
   alive();
-  return {};
+  return true;
 }
 
 Scheduler& Engine::alive() {

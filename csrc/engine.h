@@ -12,6 +12,7 @@
 #include <exception>
 
 #include "decode/scheduler.h"
+#include "decode/verification.h"
 #include "model/weights.h"
 
 namespace paceline {
@@ -40,6 +41,11 @@ class Engine {
   int waiting() { return alive().waiting(); }  // requests not admitted yet
   int64_t prefix_cache_bytes() { return alive().prefix_cache().bytes(); }  // held now
   std::vector<float> verify(const std::vector<int32_t>& prefix, const std::vector<int32_t>& drafts);
+  // The same a pass at a time, with steps between: of one that was begun whether it has all its logprobs now.
+  std::unique_ptr<Verification> begin_verification(const std::vector<int32_t>& prefix, const std::vector<int32_t>& drafts) {
+    return std::make_unique<Verification>(alive(), prefix, drafts);
+  }
+  bool advance(Verification& verification);
 
   int target_vocab_size() const { return target_->vocab_size(); }
   size_t weight_bytes() const;

@@ -7,6 +7,7 @@ import shutil
 from gate.cells import FAILED, PASSED, Failed, NotRun
 
 TOKENS = 100_000  # that speculative and plain decoding must have in common
+SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 SANITIZER_SKIPS = ("engine_test",)  # minutes under a sanitizer, and its kernels are those of the other tests
 STUB_TESTS = ("rows_test",)  # the others are ctest's, and take minutes
 
@@ -94,6 +95,6 @@ def run(gate, built, scratch):
     check_parity(gate, 16 if gate.stub else TOKENS)
 
     small = [program for program in built.tests() if not program.name.endswith(SANITIZER_SKIPS)]
-    checks = [(tool, program) for tool in ("memcheck", "racecheck") for program in small]
+    checks = [(tool, program) for tool in SANITIZERS for program in small]
     for i, (tool, program) in enumerate(checks):  # none of them takes more than two shares of what is left for all
         gate.cell(f"{tool}, {program.name}", sanitize(gate, built, program, tool, 2 * gate.left() / (len(checks) - i)), needs=5)

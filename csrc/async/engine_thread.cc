@@ -16,18 +16,20 @@ bool Call::wait(std::chrono::nanoseconds at_most) {
   return done_;
 }
 
-void Call::run(Engine& engine) noexcept {
+bool Call::run(Engine& engine) noexcept {
   try {
-    body_(engine);
+    if (!body_(engine)) return false;
     finish(nullptr);
   } catch (...) {
     finish(std::current_exception());
   }
+  return true;
 }
 
 void Call::fail(std::exception_ptr cause) noexcept { finish(std::move(cause)); }
 
 void Call::finish(std::exception_ptr cause) noexcept {
+  body_ = nullptr;
   const std::lock_guard lock(mutex_);
   if (done_) return;
   done_ = true;
@@ -110,6 +112,22 @@ int EngineThread::queued_now(const Demand& capacity) const {
 }
 
 std::shared_ptr<Call> EngineThread::call(std::function<void(Engine&)> body) {
+  return enqueue([body = std::move(body)](Engine& engine) {
+    body(engine);
+    return true;
+  });
+}
+
+std::shared_ptr<Call> EngineThread::verify(std::vector<int32_t> prefix, std::vector<int32_t> drafts, std::shared_ptr<std::vector<float>> logprobs) {
+  return enqueue([=, under_way = std::shared_ptr<Verification>()](Engine& engine) mutable {
+    if (!under_way) under_way = engine.begin_verification(prefix, drafts);
+    if (!engine.advance(*under_way)) return false;
+    *logprobs = std::move(under_way->logprobs());
+    return true;
+  });
+}
+
+std::shared_ptr<Call> EngineThread::enqueue(std::function<bool(Engine&)> body) {
   process_.check();
   const auto call = std::make_shared<Call>(std::move(body));
   const std::lock_guard lock(mutex_);
@@ -150,6 +168,7 @@ void EngineThread::work() noexcept {
     while (wait_for_work()) {
       size_t taken_in = 0;
       for (; !jobs_.empty(); jobs_.pop_front()) taken_in += take_in(jobs_.front());
+      run_a_call();
       pass_on_cancels();
       if (engine_->idle()) continue;
       deliver(engine_->step());
@@ -166,7 +185,7 @@ void EngineThread::work() noexcept {
 
 // False: the thread shall end.
 bool EngineThread::wait_for_work() {
-  const bool idle = engine_->idle();
+  const bool idle = engine_->idle() && calls_.empty();
   std::unique_lock lock(mutex_);
   changed_->wait(lock, [&] { return stopping_ || !idle || !inbox_.empty(); });
   std::swap(jobs_, inbox_);
@@ -176,14 +195,30 @@ bool EngineThread::wait_for_work() {
 // Whether it was a request.
 bool EngineThread::take_in(Job& job) {
   if (job.call) {
-    job.call->run(*engine_);
+    calls_.push_back(std::move(job.call));
     return false;
   }
   Submission& submission = *job.submission;
-  const int64_t id = engine_->add(std::move(submission.prompt), std::move(submission.params));
-  by_request_.emplace(id, job.submission);
+  int64_t id;
+  try {
+    auto place = by_request_.extract(by_request_.emplace(-submission.serial, job.submission).first);  // nothing is asked for behind `add`
+    id = place.key() = engine_->add(std::move(submission.prompt), std::move(submission.params));
+    by_request_.insert(std::move(place));
+  } catch (const std::bad_alloc&) {  // this one ends, the others go on
+    const std::lock_guard lock(mutex_);
+    unfinished_.erase(job.submission);
+    taken_ -= submission.demand;
+    submission.fail(no_room_);
+    return true;
+  }
   if (submission.is_cancelled()) engine_->cancel(id);
   return true;
+}
+
+// Who decodes waits for a piece of one call at most. Nobody else can get hold of one whose only holder this is.
+void EngineThread::run_a_call() {
+  while (!calls_.empty() && calls_.front().use_count() == 1) calls_.pop_front();
+  if (!calls_.empty() && calls_.front()->run(*engine_)) calls_.pop_front();
 }
 
 void EngineThread::pass_on_cancels() {
@@ -216,6 +251,8 @@ void EngineThread::forget(const std::shared_ptr<Submission>& submission) {
 void EngineThread::end_all(const std::exception_ptr& cause) noexcept {
   const std::lock_guard lock(mutex_);
   ended_ = cause;
+  for (const auto& each : calls_) each->fail(cause);
+  calls_.clear();
   for (std::deque<Job>* jobs : {&jobs_, &inbox_}) {
     for (const Job& job : *jobs)
       if (job.call) job.call->fail(cause);

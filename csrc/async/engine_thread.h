@@ -14,21 +14,22 @@
 
 namespace paceline {
 
-// Something done between two steps, and its end awaited.
+// Something done between two steps, or piece by piece between several, and its end awaited.
 class Call {
  public:
-  explicit Call(std::function<void(Engine&)> body) : body_(std::move(body)) {}
+  // body: whether it is done now; else it is asked again after the next step.
+  explicit Call(std::function<bool(Engine&)> body) : body_(std::move(body)) {}
   // Whether it is done; throws what it threw, or what kept it from being done.
   bool wait(std::chrono::nanoseconds at_most);
 
-  void run(Engine& engine) noexcept;
+  bool run(Engine& engine) noexcept;  // whether it is done
   void fail(std::exception_ptr cause) noexcept;
 
  private:
   void finish(std::exception_ptr cause) noexcept;
 
   const Process process_;
-  std::function<void(Engine&)> body_;
+  std::function<bool(Engine&)> body_;  // the engine's thread's; it goes when the call is done, since what it holds may be of the engine
   std::mutex mutex_;
   Condition changed_;
   bool done_ = false;
@@ -50,7 +51,9 @@ class EngineThread {
   // All or none of them. They start in this order, after everyone who came before. CapacityError: they would have to wait, and max_queue
   // others do already.
   std::vector<std::shared_ptr<Submission>> submit(std::vector<Wanted> wanted);
+  // Calls are made in their order, and one piece of one between two steps. Whose waiter has let go of it is dropped.
   std::shared_ptr<Call> call(std::function<void(Engine&)> body);
+  std::shared_ptr<Call> verify(std::vector<int32_t> prefix, std::vector<int32_t> drafts, std::shared_ptr<std::vector<float>> logprobs);
   RequestStats stats() const;
   // The thread ends after the step it is in, the memory is given back, and whoever still waits gets "the engine is closed".
   void close();
@@ -67,7 +70,9 @@ class EngineThread {
   };
   void work() noexcept;
   bool wait_for_work();
+  std::shared_ptr<Call> enqueue(std::function<bool(Engine&)> body);
   bool take_in(Job& job);
+  void run_a_call();
   void pass_on_cancels();
   void deliver(std::vector<Output> outputs);
   void forget(const std::shared_ptr<Submission>& submission);
@@ -81,10 +86,13 @@ class EngineThread {
   const std::exception_ptr closed_ = std::make_exception_ptr(std::runtime_error("[Engine] the engine is closed"));
   const std::exception_ptr no_memory_ =
       std::make_exception_ptr(EngineDead("[Engine] the engine cannot go on, build a new one: memory ran out (std::bad_alloc)"));
+  const std::exception_ptr no_room_ =
+      std::make_exception_ptr(CapacityError("[generate] memory ran out before it began (std::bad_alloc): come back later"));
   std::shared_ptr<Engine> engine_;
   const int max_queue_;
   const std::shared_ptr<std::atomic<int>> cancels_ = std::make_shared<std::atomic<int>>(0);
   std::deque<Job> jobs_;                                       // the thread's own: out of the inbox, not done yet
+  std::deque<std::shared_ptr<Call>> calls_;                    // and this: not done yet
   std::map<int64_t, std::shared_ptr<Submission>> by_request_;  // and this: what the engine works on
   std::shared_ptr<Submission> receiver_;                       // and this: of an output that is being put, where nobody else may know it any more
 

@@ -44,6 +44,7 @@ void append(Output& output, Output&& next) {
   output.tokens.insert(output.tokens.end(), next.tokens.begin(), next.tokens.end());
   output.logprobs.insert(output.logprobs.end(), next.logprobs.begin(), next.logprobs.end());
   std::move(next.top_logprobs.begin(), next.top_logprobs.end(), std::back_inserter(output.top_logprobs));
+  output.number = next.number;
   output.cycles += next.cycles;
   output.tau += next.tau;
   output.accepted += next.accepted;
@@ -82,7 +83,13 @@ void validate(const RequestParams& p, int vocab_limit, int tau_max) {
           ", got ", p.stop_token_ids.size());
   for (int id : p.stop_token_ids)
     require(id >= 0 && id < vocab_limit, "[generate] stop_token_ids must be in [0, ", vocab_limit, "), got ", id);
-  for (const std::string& text : p.stop) require(!text.empty(), "[generate] stop strings must not be empty");
+  require(int64_t(p.stop.size()) <= kMaxStopStrings, "[generate] stop must have at most ", kMaxStopStrings, " strings, got ", p.stop.size());
+  size_t stop_bytes = 0;
+  for (const std::string& text : p.stop) {
+    require(!text.empty(), "[generate] stop strings must not be empty");
+    stop_bytes += text.size();
+  }
+  require(stop_bytes <= kMaxStopBytes, "[generate] stop strings must have at most ", kMaxStopBytes, " bytes in all, got ", stop_bytes);
   require(p.logprobs >= -1 && p.logprobs <= kMaxTopLogprobs, "[generate] logprobs must be in [0, ", kMaxTopLogprobs, "], got ", p.logprobs);
   require(p.num_speculative_tokens >= -1 && p.num_speculative_tokens <= tau_max,
           "[generate] num_speculative_tokens must be in [0, ", tau_max, "], got ", p.num_speculative_tokens, ": raise it in Engine(...)");
@@ -100,7 +107,7 @@ SlotParams slot_params(const RequestParams& p, int prompt_length, int end_length
   slot.seed = p.seed;
   slot.prompt_length = prompt_length;
   slot.end_length = end_length;
-  slot.min_length = prompt_length + p.min_tokens;
+  slot.min_length = prompt_length + std::min(p.min_tokens, end_length - prompt_length);  // a sum of both could overflow
   slot.num_logprobs = p.logprobs;
   for (const auto& [id, bias] : p.logit_bias) {
     slot.bias_id[slot.num_bias] = id;

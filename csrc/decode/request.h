@@ -28,6 +28,8 @@ struct RequestParams {
   int num_speculative_tokens = -1;    // -1 = the engine's; 0 = plain decoding
 };
 
+constexpr int kMaxStopStrings = 128, kMaxStopBytes = 8192;  // of all of them: they are matched on the thread that all requests share
+
 // Throws std::invalid_argument that names the parameter, what it must be, and what it is.
 void validate(const RequestParams& params, int vocab_limit, int tau_max);
 // What the backend is told of a request that `validate` let pass.
@@ -44,6 +46,7 @@ struct TopLogprob {
 // What one step gave one request. tokens may be empty when the request only finished.
 struct Output {
   int64_t request = 0;
+  int64_t number = 0;                                  // among those of its request, from 1, once it is on its way to a reader
   std::vector<int> tokens;
   std::vector<float> logprobs;                         // one per token when asked for
   std::vector<std::vector<TopLogprob>> top_logprobs;   // k per token when asked for

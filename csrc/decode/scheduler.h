@@ -66,12 +66,10 @@ class Scheduler {
   const Trace& trace() const { return trace_; }
   const PrefixCache& prefix_cache() const { return prefix_cache_; }
 
-  // [drafts + 1, target vocab] log-softmax of the raw logits, row t conditioned on prefix and drafts[0, t). prefix not empty.
-  std::vector<float> verify(const std::vector<int32_t>& prefix, const std::vector<int32_t>& drafts);
-
   size_t workspace_bytes() const;
 
  private:
+  friend class Verification;  // has a slot of its own beside the sequences
   struct Flight {
     struct Part {
       int64_t request;

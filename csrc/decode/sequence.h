@@ -17,7 +17,7 @@ inline double seconds_since(Clock::time_point start) { return std::chrono::durat
 
 // What requests need to run side by side, or what there is of it.
 struct Demand {
-  int sequences = 0, target_pages = 0, draft_pages = 0;
+  int64_t sequences = 0, target_pages = 0, draft_pages = 0;  // of all that wait they are many
   Demand& operator+=(const Demand& other) {
     sequences += other.sequences, target_pages += other.target_pages, draft_pages += other.draft_pages;
     return *this;

@@ -1,57 +1,60 @@
-// Engine.verify: one sequence fed beside the running ones, for its rows of the target and nothing else.
+// Verification: the rows of one sequence that the target is asked for.
 #include <algorithm>
 
 #include "decode/scheduler.h"
+#include "decode/verification.h"
 
 namespace paceline {
 namespace {
 
-// Pages go back however the call ends.
-class PagesScope {
- public:
-  PagesScope(KvCache& cache, int slot) : cache_(cache), slot_(slot) {}
-  ~PagesScope() { cache_.truncate(slot_, 0); }
-  PagesScope(const PagesScope&) = delete;
-  PagesScope& operator=(const PagesScope&) = delete;
-
- private:
-  KvCache& cache_;
-  int slot_;
-};
+std::vector<int32_t> joined(std::vector<int32_t> prefix, const std::vector<int32_t>& drafts) {
+  prefix.insert(prefix.end(), drafts.begin(), drafts.end());
+  return prefix;
+}
 
 }  // namespace
 
-std::vector<float> Scheduler::verify(const std::vector<int32_t>& prefix, const std::vector<int32_t>& drafts) {
-  std::vector<int32_t> tokens = prefix;
-  tokens.insert(tokens.end(), drafts.begin(), drafts.end());
+Verification::Verification(Scheduler& scheduler, const std::vector<int32_t>& prefix, const std::vector<int32_t>& drafts)
+    : scheduler_(scheduler), tokens_(joined(prefix, drafts)), first_(int(prefix.size()) - 1) {
+  const int vocab_size = scheduler.target_.vocab_size(), limit = scheduler.options_.max_model_len;
   require(!prefix.empty(), "[verify] prefix_ids must have at least 1 token, got 0");
-  for (int32_t id : tokens) require(id >= 0 && id < target_.vocab_size(), "[verify] token ids must be in [0, ", target_.vocab_size(), "), got ", id);
-  require(int(tokens.size()) <= options_.max_model_len, "[verify] prefix_ids and draft_ids must be at most max_model_len = ",
-          options_.max_model_len, " tokens, got ", tokens.size());
-  const int total = int(tokens.size()), first = int(prefix.size()) - 1, v = target_.vocab_size(), slot = options_.max_num_seqs;
-  KvCache& cache = target_.cache();
-  std::vector<float> logprobs(size_t(total - first) * v);
-  if (promised_.target_pages + cache.pages().pages_for(total) > cache.pages().num_pages() || !reserve(false, slot, total))
-    throw CapacityError(message("[verify] ", total, " tokens do not fit beside the running requests: raise kv_cache_tokens in Engine(...)"));
-  const PagesScope pages(cache, slot);
-  cache.publish();
+  for (int32_t id : tokens_) require(id >= 0 && id < vocab_size, "[verify] token ids must be in [0, ", vocab_size, "), got ", id);
+  require(tokens_.size() <= size_t(limit), "[verify] prefix_ids and draft_ids must be at most max_model_len = ", limit, " tokens, got ",
+          tokens_.size());
+  logprobs_.resize(size_t(total() - first_) * vocab_size);
+  KvCache& cache = scheduler.target_.cache();
+  const int slot = scheduler.options_.max_num_seqs, pages = cache.pages().pages_for(total());
+  if (scheduler.promised_.target_pages + pages > cache.pages().num_pages() || !scheduler.reserve(false, slot, total()))
+    throw CapacityError(message("[verify] ", total(), " tokens do not fit beside the running requests: raise kv_cache_tokens in Engine(...)"));
+  scheduler.promised_.target_pages += pages_ = pages;  // nobody is admitted to them before it ends
+}
 
-  const auto pass = [&](RowsBuffer& rows, int begin, int end, float* logits) {
-    std::vector<int32_t> positions;
-    for (int position = begin; position < end; ++position) positions.push_back(position);
-    rows.fill(std::vector<int32_t>(end - begin, slot), positions, {tokens.begin() + begin, tokens.begin() + end});
-    target_.forward(rows.rows(), logits);
-    backend_.synchronize();
-  };
-  for (int begin = 0; begin < first; begin += prefill_rows_.capacity())
-    pass(prefill_rows_, begin, std::min(first, begin + prefill_rows_.capacity()), nullptr);
-  for (int begin = first; begin < total; begin += verify_rows_.capacity()) {
-    const int end = std::min(total, begin + verify_rows_.capacity());
-    pass(verify_rows_, begin, end, verify_logits_.as<float>());
-    backend_.log_softmax(verify_rows_.rows(), verify_logits_.as<float>(), v, verify_logprobs_.as<float>());
-    backend_.download(logprobs.data() + size_t(begin - first) * v, verify_logprobs_.as<float>(), size_t(end - begin) * v * sizeof(float));
+Verification::~Verification() {
+  if (!pages_) return;
+  scheduler_.promised_.target_pages -= pages_;
+  scheduler_.target_.cache().truncate(scheduler_.options_.max_num_seqs, 0);
+}
+
+// Whoever decodes waits for one such pass at most between two of its cycles, as for a piece of a prompt.
+bool Verification::advance() {
+  Scheduler& s = scheduler_;
+  const bool reads = fed_ < first_;  // only: no logits
+  RowsBuffer& rows = reads ? s.prefill_rows_ : s.verify_rows_;
+  const int end = reads ? std::min(first_, fed_ + s.chunk_rows(false)) : std::min(total(), fed_ + rows.capacity());
+  std::vector<int32_t> positions;
+  for (int position = fed_; position < end; ++position) positions.push_back(position);
+  s.target_.cache().publish();
+  rows.fill(std::vector<int32_t>(end - fed_, s.options_.max_num_seqs), positions, {tokens_.begin() + fed_, tokens_.begin() + end});
+  s.target_.forward(rows.rows(), reads ? nullptr : s.verify_logits_.as<float>());
+  s.backend_.synchronize();
+  s.last_read_ = {};
+  if (!reads) {
+    const size_t v = s.target_.vocab_size();
+    s.backend_.log_softmax(rows.rows(), s.verify_logits_.as<float>(), int(v), s.verify_logprobs_.as<float>());
+    s.backend_.download(logprobs_.data() + (fed_ - first_) * v, s.verify_logprobs_.as<float>(), (end - fed_) * v * sizeof(float));
   }
-  return logprobs;
+  fed_ = end;
+  return fed_ == total();
 }
 
 }  // namespace paceline

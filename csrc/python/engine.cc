@@ -9,12 +9,12 @@ namespace {
 
 Submission::Until until_of(bool whole) { return whole ? Submission::Until::end : Submission::Until::something; }
 
-std::optional<Output> take(Submission& self, bool whole, std::optional<double> timeout) {
+std::optional<Output> take(Submission& self, bool whole, std::optional<double> timeout, int64_t kept) {
   return with_the_end_in_mind([&] {
     std::optional<Output> output;
     wait_for([&](std::chrono::nanoseconds at_most) {
-      output = self.take(until_of(whole), at_most);
-      return output.has_value() || self.drained();
+      output = self.take(until_of(whole), at_most, kept);
+      return output.has_value() || self.drained(kept);
     }, timeout);
     return output;
   });
@@ -24,7 +24,7 @@ std::optional<Output> take(Submission& self, bool whole, std::optional<double> t
 py::array_t<float> verify(EngineThread& self, const std::vector<int32_t>& prefix, const std::vector<int32_t>& drafts) {
   return with_the_end_in_mind([&] {
     const auto logprobs = std::make_shared<std::vector<float>>();
-    const auto call = self.call([=](Engine& engine) { *logprobs = engine.verify(prefix, drafts); });
+    const auto call = self.verify(prefix, drafts, logprobs);
     const py::ssize_t vocab_size = self.engine()->target_vocab_size();
     wait_for([&](std::chrono::nanoseconds at_most) { return call->wait(at_most); }, std::nullopt);
     return py::array_t<float>({py::ssize_t(drafts.size() + 1), vocab_size}, logprobs->data());
@@ -80,16 +80,16 @@ void bind_submissions(py::module_& m) {
 
   py::class_<SubmissionHandle>(m, "Submission")
       .def_property_readonly("serial", [](const SubmissionHandle& self) { return self.submission->serial; })
-      .def("take", [](const SubmissionHandle& self, bool whole, std::optional<double> timeout) {
-             return take(*self.submission, whole, timeout);
-           }, "whole"_a, "timeout"_a)
-      .def("ready", [](const SubmissionHandle& self) { return self.submission->ready(); })
+      .def("take", [](const SubmissionHandle& self, bool whole, std::optional<double> timeout, int64_t kept) {
+             return take(*self.submission, whole, timeout, kept);
+           }, "whole"_a, "timeout"_a, "kept"_a)
+      .def("ready", [](const SubmissionHandle& self, int64_t kept) { return self.submission->ready(kept); }, "kept"_a)
       .def("done", [](const SubmissionHandle& self) { return self.submission->done(); })
-      .def("drained", [](const SubmissionHandle& self) { return self.submission->drained(); })
+      .def("drained", [](const SubmissionHandle& self, int64_t kept) { return self.submission->drained(kept); }, "kept"_a)
       .def("cancel", [](const SubmissionHandle& self) { self.submission->cancel(); })
-      .def("ring", [](const SubmissionHandle& self, std::shared_ptr<Bell> bell, bool whole) {
-             self.submission->ring(std::move(bell), until_of(whole));
-           }, "bell"_a, "whole"_a);
+      .def("ring", [](const SubmissionHandle& self, std::shared_ptr<Bell> bell, bool whole, int64_t kept) {
+             self.submission->ring(std::move(bell), until_of(whole), kept);
+           }, "bell"_a, "whole"_a, "kept"_a);
 }
 
 }  // namespace
@@ -125,7 +125,8 @@ void bind_engine(py::module_& m) {
   m.attr("TAU_REASONS") = names_of(kTauReasons);
   m.attr("EXTRA_KINDS") = names_of(kExtraKinds);
   m.attr("DRAFT_SOURCES") = names_of(kDraftSources);
-  m.def("interpreter_ends", [] { ending = true; });
+  ending = 0;  // of an interpreter that was ended before, where a program starts one again
+  m.def("interpreter_ends", [] { ending = gettid(); });
 }
 
 }  // namespace paceline

@@ -87,6 +87,7 @@ void bind_requests(py::module_& m) {
       .def_readonly("decode_time", &RequestStats::decode_time);
 
   py::class_<Output>(m, "Output")
+      .def_readonly("number", &Output::number)
       .def_readonly("token_ids", &Output::tokens)
       .def_readonly("logprobs", &Output::logprobs)
       .def_property_readonly("top_logprobs", &top_logprobs)

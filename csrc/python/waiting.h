@@ -12,8 +12,8 @@
 
 namespace paceline {
 
-// Set while the interpreter ends: its other threads have nothing left to do then but to wait for it.
-inline std::atomic<bool> ending{false};
+// The thread that ends the interpreter, whichever that is, while it does; 0 before. Others have nothing left to do then but to wait for it.
+inline std::atomic<int> ending{0};
 
 // What a call that waits for the engine may still throw.
 template <class Body>
@@ -21,7 +21,8 @@ auto with_the_end_in_mind(Body&& body) {
   try {
     return body();
   } catch (const std::exception&) {
-    if (!ending || getpid() == gettid()) throw;
+    const int by = ending;
+    if (by == 0 || by == gettid()) throw;
     const Unlocked unlocked;
     for (;;) pause();
   }

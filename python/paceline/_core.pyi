@@ -135,6 +135,7 @@ class RequestStats:
 class Output:
     """What one cycle gave one request, or several cycles."""
 
+    number: int
     token_ids: list[int]
     logprobs: list[float]
     top_logprobs: list[list[tuple[int, float]]]
@@ -163,20 +164,23 @@ class Bell:
 
 @final
 class Submission:
-    """A request of the engine thread. Dropping it cancels it."""
+    """A request of the engine thread. Dropping it cancels it.
+
+    kept: the number of the newest output that its reader has, 0 before the first. An output that was taken and not kept is there still.
+    """
 
     @property
     def serial(self) -> int: ...
-    def take(self, whole: bool, timeout: float | None) -> Output | None:
+    def take(self, whole: bool, timeout: float | None, kept: int) -> Output | None:
         """The next output, or all that are left in one once the last is there. None: not within `timeout` seconds, or nothing is left."""
 
-    def ready(self) -> bool: ...
+    def ready(self, kept: int) -> bool: ...
     def done(self) -> bool: ...
-    def drained(self) -> bool:
+    def drained(self, kept: int) -> bool:
         """Whether nothing is there to take, nor will be."""
 
     def cancel(self) -> None: ...
-    def ring(self, bell: Bell, whole: bool) -> None: ...
+    def ring(self, bell: Bell, whole: bool, kept: int) -> None: ...
 
 def interpreter_ends() -> None:
     """From now on calls of other threads that would fail stay where they are."""

@@ -220,8 +220,9 @@ class Engine:
                                tools=tools, variables=variables)
 
     def verify(self, prefix_ids: Sequence[int], draft_ids: Sequence[int]) -> Verification:
-        """The target's log-probabilities after the prefix and after each draft token, all in one pass: .logprobs, float32
-        [len(draft_ids) + 1, vocab_size of config.json]. prefix_ids must not be empty."""
+        """The target's log-probabilities after the prefix and after each draft token: .logprobs, float32
+        [len(draft_ids) + 1, vocab_size of config.json]. prefix_ids must not be empty. It is fed in passes between the cycles of running requests,
+        which wait for one of them at a time; max_num_seqs * (num_speculative_tokens + 1) rows of the answer are of one pass."""
         prefix = checks.token_ids("verify", "prefix_ids", prefix_ids)
         drafts = checks.token_ids("verify", "draft_ids", draft_ids)
         return Verification(self._core.verify(prefix, drafts))
@@ -362,7 +363,7 @@ class Engine:
         with called(method):
             ids, params = self._resolved(prompt, sampling_params, overrides)
             (submission,) = self._core.submit([(ids, params._for_core(self._eos_token_ids))])
-        return Request(submission, ids, params, self._token_bytes, method)
+        return Request(submission, ids, params, self._token_bytes, method, self)
 
     def _submit_batch(self, method: str, prompts: Iterable[Prompt], sampling_params: SamplingParams | Sequence[SamplingParams] | None,
                       overrides: dict[str, Any]) -> list[Request]:
@@ -383,7 +384,7 @@ class Engine:
             wanted.append((ids, params._for_core(self._eos_token_ids)))
         with called(method):
             submissions = self._core.submit(wanted)
-        return [Request(submission, ids, params, self._token_bytes, method) for submission, (ids, params) in zip(submissions, resolved, strict=True)]
+        return [Request(submission, ids, params, self._token_bytes, method, self) for submission, (ids, params) in zip(submissions, resolved, strict=True)]
 
     def _resolved(self, prompt: Prompt, sampling_params: SamplingParams | None, overrides: dict[str, Any]) -> tuple[list[int], SamplingParams]:
         if sampling_params is not None and not isinstance(sampling_params, SamplingParams):

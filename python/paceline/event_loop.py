@@ -14,12 +14,12 @@ class LoopBell:
         self._waiting: dict[int, asyncio.Future[None]] = {}
         loop.add_reader(self._bell.descriptor, self._wake)
 
-    async def wait(self, submission: _core.Submission, whole: bool) -> None:
-        """Until the submission may have something to take, or with `whole` its last. One coroutine at a time for each, which the caller
+    async def wait(self, submission: _core.Submission, whole: bool, kept: int) -> None:
+        """Until the submission may have something to take, or with `whole` its last. kept: as of the core's Submission. One coroutine at a time for each, which the caller
         sees to."""
         future = asyncio.get_running_loop().create_future()
         self._waiting[submission.serial] = future
-        submission.ring(self._bell, whole)  # at once, if there is something already
+        submission.ring(self._bell, whole, kept)  # at once, if there is something already
         try:
             await future
         finally:

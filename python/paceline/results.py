@@ -103,6 +103,17 @@ class Chunk:
     stats: Stats | None
     """Of the whole request, with the last chunk."""
 
+    @classmethod
+    def _of(cls, output: _core.Output, text: str, with_logprobs: bool) -> "Chunk":
+        """Of an output. One that ends in the model's error does not end the stream: the error comes behind it."""
+        failed = output.finish_reason == "error"
+        return cls(
+            text=text, token_ids=tuple(output.token_ids), logprobs=logprobs_of(output) if with_logprobs else None,
+            num_cycles=output.cycles, num_draft_tokens=output.tau, num_accepted_draft_tokens=output.accepted,
+            verify_time=output.verify_time, sample_time=output.sample_time,
+            finish_reason=None if output.finish_reason == "" or output.finish_reason == "error" else output.finish_reason,
+            stop_reason=stop_reason_of(output), stats=Stats._of(output.stats) if output.stats and not failed else None)
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationResult:

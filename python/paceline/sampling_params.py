@@ -51,7 +51,7 @@ class SamplingParams:
     seed: int | None = None
     """In [0, 2^64). Noise is a function of (seed, position, token id). None: drawn, and reported in the result."""
     stop: str | Sequence[str] | None = None
-    """Strings that end the text, which is cut before them. Needs a tokenizer."""
+    """Strings that end the text, which is cut before them: at most 128, of 8192 bytes in all. Needs a tokenizer."""
     stop_token_ids: Sequence[int] | None = None
     """Token ids that end the text, besides the model's EOS."""
     ignore_eos: bool = False

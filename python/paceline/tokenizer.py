@@ -137,6 +137,15 @@ class TextStream:
         self._held = b""
         return self._decoder.decode(data if stop is None else data[:data.index(stop)], final=True)
 
+    def state(self) -> tuple[bytes, tuple[bytes, int]]:
+        """What it holds back, for `go_back`."""
+        return self._held, self._decoder.getstate()
+
+    def go_back(self, state: tuple[bytes, tuple[bytes, int]]) -> None:
+        """As if nothing had been fed since it was in that state."""
+        self._held = state[0]
+        self._decoder.setstate(state[1])
+
     def _undecided(self, data: bytes) -> int:
         """Length of the longest tail that a stop string starts with."""
         longest = 0

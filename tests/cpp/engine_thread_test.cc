@@ -93,6 +93,43 @@ TEST(an_end_between_two_looks_is_there_to_take) {
   CHECK_THROWS(failing.take(Submission::Until::something, 0s), EngineDead, "why");
 }
 
+// Who says what it has kept is given again what it has not, until it says so; nothing that came meanwhile is lost or out of order.
+TEST(an_output_that_was_not_kept_is_given_again) {
+  Submission submission({1}, {}, {}, std::make_shared<std::atomic<int>>(0));
+  const auto put = [&](int token, FinishReason finish) {
+    Output output;
+    output.tokens = {token};
+    output.cycles = 1;
+    output.finish = finish;
+    submission.put(std::move(output));
+  };
+  const auto take = [&](Submission::Until until, int64_t kept) { return submission.take(until, 0s, kept)->tokens; };
+  put(1, FinishReason::none), put(2, FinishReason::none);
+  for (int i = 0; i < 3; ++i) CHECK(take(Submission::Until::something, 0) == std::vector<int>{1}, "the first, not kept yet");
+  CHECK(take(Submission::Until::something, 1) == std::vector<int>{2} && submission.ready(1), "the second");
+  CHECK(!submission.take(Submission::Until::something, 0s, 2) && !submission.ready(2), "both were kept");
+  put(3, FinishReason::none);
+  CHECK(take(Submission::Until::something, 2) == std::vector<int>{3}, "the third, which is not kept");
+  put(4, FinishReason::none), put(5, FinishReason::length);
+  CHECK(!submission.drained(2) && submission.done(), "nobody was handed the last");
+  for (int i = 0; i < 2; ++i) CHECK((take(Submission::Until::end, 2) == std::vector<int>{3, 4, 5}), "all that is left in one");
+  CHECK(!submission.drained(2) && !submission.drained(4) && submission.drained(5), "kept to the end");
+  Submission slow({1}, {}, {}, std::make_shared<std::atomic<int>>(0));
+  std::vector<int> tokens;
+  for (int i = 0; i < 300; ++i) {
+    Output output;
+    output.tokens = {i};
+    slow.put(std::move(output));
+    if (i == 0) CHECK(slow.take(Submission::Until::something, 0s, 0)->number == 1, "the first");
+  }
+  for (int64_t kept = 0; slow.ready(kept);) {
+    const Output output = *slow.take(Submission::Until::something, 0s, kept);
+    tokens.insert(tokens.end(), output.tokens.begin(), output.tokens.end());
+    kept = output.number;
+  }
+  CHECK(tokens.size() == 300 && std::is_sorted(tokens.begin(), tokens.end()), tokens.size(), " tokens");
+}
+
 TEST(cancelling_ends_it_with_what_it_has) {
   Served served;
   const auto submission = served.submit(1, 3, 390);
@@ -172,6 +209,13 @@ TEST(pages_bound_the_queue_as_well) {
   for (const auto& each : all) CHECK(the_end(*each).finish == FinishReason::length, "who was taken");
 }
 
+TEST(any_number_of_long_requests_is_too_much_and_never_nothing) {
+  volatile int many = 1 << 14;  // the compiler shall not do the sum
+  Demand all;
+  for (int i = 0; i < many; ++i) all += {1, 1 << 18, 1 << 18};  // 2^32 pages
+  CHECK(all.target_pages == int64_t(1) << 32 && !all.fits({1 << 20, 1 << 20, 1 << 20}), all.target_pages, " pages");
+}
+
 TEST(without_a_queue_only_what_can_start_is_taken) {
   Served served(0, 8, 2);
   auto held = served.hold();
@@ -209,6 +253,62 @@ TEST(calls_run_between_steps_and_bring_their_errors) {
   const auto bad = served.thread->call([&](Engine& engine) { engine.verify({}, {}); });
   CHECK_THROWS(bad->wait(kLong), std::invalid_argument, "prefix_ids must have at least 1 token");
   CHECK(read_all(*stream) == text_of(*served.all, 0, 4, 390), "beside them");
+}
+
+// Two texts of 390 tokens read for their logprobs beside a stream: between any two of its cycles stands one pass of one of them at most.
+TEST(a_verification_takes_turns_with_the_steps) {
+  Served served(1000, 8, kSlots, 1600, 8);
+  auto held = served.hold();
+  const auto stream = served.submit(0, 4, 390);
+  while (!served.entered) std::this_thread::yield();
+  const auto logprobs = std::make_shared<std::vector<float>>(), dropped = std::make_shared<std::vector<float>>();
+  const auto prefix = prompt_of(*served.all, 1, 380);
+  auto first = served.thread->verify(prefix, {}, dropped);
+  const auto second = served.thread->verify(prefix, {served.all->at(1).tokens[380]}, logprobs);
+  held.unlock();
+  CHECK(second->wait(kLong) && logprobs->size() == 2 * kVocab, logprobs->size(), " logprobs");
+  CHECK(first->wait(0s) && dropped->size() == kVocab, "they are made in their order");
+  CHECK(read_all(*stream) == text_of(*served.all, 0, 4, 390), "beside them");
+  int last = -1, together = 0, most = 0;
+  for (const auto& row : served.target->trace()) {
+    if (row.pass == last) continue;
+    last = row.pass;
+    together = row.slot == kSlots ? together + 1 : 0;
+    most = std::max(most, together);
+    if (row.slot == 0 && row.position >= 300) break;  // the stream may end before they do
+  }
+  CHECK(most == 1, most, " passes of verifications between two of the stream");
+}
+
+TEST(a_verification_that_nobody_waits_for_is_dropped) {
+  Served served(1000, 8, kSlots, 1600, 8);
+  auto held = served.hold();
+  const auto logprobs = std::make_shared<std::vector<float>>();
+  auto call = served.thread->verify(prompt_of(*served.all, 1, 380), {}, logprobs);
+  while (!served.entered) std::this_thread::yield();  // in its first pass of 48
+  call.reset();
+  held.unlock();
+  CHECK(read_all(*served.submit(0, 100, 290)) == text_of(*served.all, 0, 100, 290), "after it");
+  int rows = 0;
+  const auto asked = served.thread->call([&](Engine&) {
+    for (const auto& row : served.target->trace()) rows += row.slot == kSlots;
+    CHECK(served.target->cache().pages().num_free() == served.target->cache().pages().num_pages(), "pages are held");
+  });
+  CHECK(asked->wait(kLong), "no answer");
+  CHECK(rows == 8 && logprobs->empty(), rows, " rows were fed for nobody");
+}
+
+TEST(an_engine_closes_in_the_middle_of_a_verification) {
+  Served served(1000, 8, kSlots, 1600, 8);
+  auto held = served.hold();
+  const auto call = served.thread->verify(prompt_of(*served.all, 1, 380), {}, std::make_shared<std::vector<float>>());
+  while (!served.entered) std::this_thread::yield();
+  std::thread closer([&] { served.thread->close(); });
+  std::this_thread::sleep_for(50ms);  // closing begins
+  held.unlock();
+  closer.join();
+  CHECK_THROWS(CHECK(call->wait(0s), "no end"), std::runtime_error, "the engine is closed");
+  CHECK(served.entered < 10, served.entered.load(), " passes for a closed engine");
 }
 
 TEST(closing_keeps_what_was_given) {

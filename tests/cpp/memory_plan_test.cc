@@ -78,6 +78,14 @@ TEST(a_plan_refuses_what_the_constructors_refuse) {
                "num_speculative_tokens must be 0 without a draft");
   CHECK_THROWS(plan_memory(*backend, config, DType::bf16, nullptr, DType::bf16, options_of(0, 1, 100000, 100, DType::bf16)), std::invalid_argument,
                "max_model_len must be at most");
+  ModelConfig endless = config;
+  endless.max_position_embeddings = INT32_MAX;
+  for (const int many : {(1 << 24) + 1, INT32_MAX - 70, INT32_MAX}) {  // no sum of lengths or pages may overflow before it is looked at
+    CHECK_THROWS(plan_memory(*backend, config, DType::bf16, nullptr, DType::bf16, options_of(0, 1, 100, many, DType::bf16)), std::invalid_argument,
+                 "kv_cache_tokens must be in [2, 16777216], got");
+    CHECK_THROWS(plan_memory(*backend, endless, DType::bf16, &config, DType::bf16, options_of(1, 1, many, 100, DType::bf16)), std::invalid_argument,
+                 "max_model_len must be in [2, 16777216], got");
+  }
 }
 
 TEST_MAIN()

@@ -38,10 +38,11 @@ inline RequestParams params_of(int max_tokens) {
 }
 
 struct Served {
-  explicit Served(int max_queue = 1000, int scripts_ = 8, int slots = kSlots, int kv_cache_tokens = 0) : all(scripts(scripts_)) {
+  explicit Served(int max_queue = 1000, int scripts_ = 8, int slots = kSlots, int kv_cache_tokens = 0, int prefill_chunk = 0) : all(scripts(scripts_)) {
     ScriptedOptions options = options_of(kVocab, kTau, slots, kMaxLen);
     options.engine.debug_hash = false;
     if (kv_cache_tokens) options.engine.kv_cache_tokens = kv_cache_tokens;
+    if (prefill_chunk) options.engine.prefill_chunk = options.engine.prefill_chunk_beside = prefill_chunk;
     const auto model = [&](ScriptedModel::Role role) {
       return std::make_unique<ScriptedModel>(*scripted_backend(), role, all, kVocab, Engine::limits_of(options.engine, 1 << 20));
     };

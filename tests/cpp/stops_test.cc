@@ -216,6 +216,27 @@ TEST(min_tokens_masks_stops) {
         masked += event < min_tokens;
       }
   CHECK(masked > 100, masked);
+  auto scripts = std::make_shared<Scripts>(1, scripted(0, eos, 4, 4, 3, 81));
+  for (const int min_tokens : {30, INT32_MAX - 4, INT32_MAX}) {  // more than there is room for: no stop at all
+    Job job = job_of(0, eos, 4, -1);
+    job.params.min_tokens = min_tokens;
+    const Text text = ScriptedEngine(options_of(4, 1, 20, bracketed()), scripts).run({job})[0];
+    CHECK(text.finish == FinishReason::length && text.tokens.size() == 16, "min_tokens ", min_tokens, ": ", text.tokens.size(), " tokens, ",
+          name_of(text.finish));
+  }
+}
+
+// Matched by the thread that everybody waits for: there may be only so many.
+TEST(stop_strings_are_bounded) {
+  RequestParams params;
+  params.stop.assign(kMaxStopStrings, "x");
+  validate(params, 16, 4);
+  params.stop.emplace_back("y");
+  CHECK_THROWS(validate(params, 16, 4), std::invalid_argument, "[generate] stop must have at most 128 strings, got 129");
+  params.stop.assign(4, std::string(kMaxStopBytes / 4, 'x'));
+  validate(params, 16, 4);
+  params.stop.emplace_back("y");
+  CHECK_THROWS(validate(params, 16, 4), std::invalid_argument, "[generate] stop strings must have at most 8192 bytes in all, got 8193");
 }
 
 // A reached row of NaN ends the text with an error at the same token as in plain decoding; one behind a mismatch is not reached.

@@ -112,9 +112,9 @@ def test_auto_that_became_cuda_does_without_what_is_the_cpu_s(tmp_path):
 
 
 def test_a_device_that_is_full_says_what_to_lower():
-    said = run("paceline.Engine(*paceline.demo_pair(), device='cuda', kv_cache_tokens=2**28, max_num_seqs=2)", **STUB)
+    said = run("paceline.Engine(*paceline.demo_pair(), device='cuda', kv_cache_tokens=2**24, kv_dtype='fp32', max_num_seqs=2)", **STUB)
     assert said.startswith(
-        "CapacityError: [Engine] no memory on device cuda for kv_cache_tokens=268435456, max_num_seqs=2, max_model_len=512, dtype='bf16', "
+        "CapacityError: [Engine] no memory on device cuda for kv_cache_tokens=16777216, max_num_seqs=2, max_model_len=512, dtype='bf16', "
         "draft_dtype='bf16': lower one of them, or take a smaller dtype ([cuda] cudaMalloc: cudaErrorMemoryAllocation")
 
 

@@ -233,6 +233,8 @@ def test_an_unknown_override_is_a_type_error(engine):
     ({"max_model_len": 513}, ValueError, "max_model_len must be at most the target's context of 512"),
     ({"max_num_seqs": 0}, ValueError, "max_num_seqs must be in"), ({"num_threads": 0}, ValueError, "num_threads must be in"),
     ({"max_num_seqs": 200, "num_speculative_tokens": 3}, ValueError, r"max_num_seqs \* \(num_speculative_tokens \+ 1\) must be at most 512"),
+    ({"kv_cache_tokens": 2**24 + 1}, ValueError, r"kv_cache_tokens must be in \[2, 16777216\], got 16777217"),
+    ({"kv_cache_tokens": 2**31 - 1}, ValueError, r"kv_cache_tokens must be in \[2, 16777216\], got 2147483647"),
     ({"kv_cache_tokens": 1}, ValueError, "kv_cache_tokens must be in"), ({"tokenizer": "nowhere"}, paceline.ModelFileError, "nowhere")])
 def test_a_bad_engine_argument_is_named(options, kind, message):
     with pytest.raises(kind, match=message):
@@ -253,11 +255,11 @@ def test_an_engine_that_has_no_room_says_what_to_lower():
     resource.setrlimit(resource.RLIMIT_AS, (1 << 36, hard))  # some systems promise more than they have
     try:
         with pytest.raises(paceline.CapacityError) as error:
-            Engine(*demo_pair(), kv_cache_tokens=2_000_000_000)
+            Engine(*demo_pair(), kv_cache_tokens=2**24, kv_dtype="fp32")
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
     assert str(error.value).startswith(
-        "[Engine] no memory on device cpu for kv_cache_tokens=2000000000, max_num_seqs=1, max_model_len=512, dtype='bf16', draft_dtype='bf16': "
+        "[Engine] no memory on device cpu for kv_cache_tokens=16777216, max_num_seqs=1, max_model_len=512, dtype='bf16', draft_dtype='bf16': "
         "lower one of them, or take a smaller dtype (std::bad_alloc); weights ")
 
 

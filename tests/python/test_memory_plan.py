@@ -105,9 +105,9 @@ def test_what_does_not_fit_says_how_much_it_is():
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (1 << 36, hard))
     try:
-        plan = Engine.plan(*demo_pair(), kv_cache_tokens=2_000_000_000)
+        plan = Engine.plan(*demo_pair(), kv_cache_tokens=2**24, kv_dtype="fp32")
         with pytest.raises(paceline.CapacityError) as error:
-            Engine(*demo_pair(), kv_cache_tokens=2_000_000_000)
+            Engine(*demo_pair(), kv_cache_tokens=2**24, kv_dtype="fp32")
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
     assert not plan.fits

@@ -4,6 +4,8 @@ import asyncio
 import gc
 import threading
 import time
+import types
+import weakref
 
 import numpy as np
 import paceline
@@ -215,7 +217,14 @@ def test_one_reader_at_a_time(engine):
     request = engine.submit(PROMPT, max_tokens=400, ignore_eos=True)
     reader = threading.Thread(target=request.result)
     reader.start()
-    until(request._consuming.locked)
+
+    def is_read():
+        if not request._consuming.acquire(blocking=False):
+            return True
+        request._consuming.release()
+        return False
+
+    until(is_read)
 
     async def intruder():
         await request
@@ -256,10 +265,10 @@ def test_an_end_that_comes_between_two_looks_is_not_missed(engine):
         def __init__(self, submission):
             self.real, self.looks = submission, 0
 
-        def take(self, whole, timeout):
+        def take(self, whole, timeout, kept):
             self.looks += 1
             if self.looks > 1:
-                return self.real.take(whole, timeout)
+                return self.real.take(whole, timeout, kept)
             while not self.real.done():
                 time.sleep(0.001)
             return None
@@ -272,6 +281,150 @@ def test_an_end_that_comes_between_two_looks_is_not_missed(engine):
     with pytest.raises(TimeoutError):
         request.result(timeout=0)
     assert len(request.result().token_ids) == 5
+
+
+class Interrupted:
+    """Of a list of places, each the number of a call and whether it comes before or behind it, an interrupt at each."""
+
+    def __init__(self, real, places):
+        self.real, self.places, self.calls = real, places, 0
+
+    def take(self, whole, timeout, kept):
+        self.calls += 1
+        if (self.calls, "before") in self.places:
+            raise KeyboardInterrupt
+        output = self.real.take(whole, timeout, kept)
+        if (self.calls, "behind") in self.places:
+            raise KeyboardInterrupt
+        return output
+
+    def __getattr__(self, name):
+        return getattr(self.real, name)
+
+
+def test_an_interrupt_between_the_core_and_the_reader_loses_and_repeats_nothing(engine, whole):
+    request = engine.submit(PROMPT, max_tokens=90, logprobs=1)
+    request._submission = Interrupted(request._submission, {(1, "behind"), (2, "before"), (4, "behind"), (5, "behind"), (9, "behind")})
+    chunks, interrupts = [], 0
+    while not chunks or chunks[-1].finish_reason is None:
+        try:
+            chunks.append(next(request))
+        except KeyboardInterrupt:
+            interrupts += 1
+    assert interrupts == 5 and joined(chunks) == told(whole) == told(request.result())
+
+    request = engine.submit(PROMPT, max_tokens=90, logprobs=1)
+    request._submission = Interrupted(request._submission, {(2, "behind"), (3, "behind")})
+    first = [next(request)]  # its end is what is lost twice
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            request.result()
+    assert told(request.result()) == told(whole) and first[0].token_ids == whole.token_ids[:len(first[0].token_ids)]
+    assert request.result().stats.num_cycles == whole.stats.num_cycles
+
+
+def test_an_interrupt_while_text_is_made_of_an_output_changes_nothing(engine, monkeypatch):
+    asked = dict(max_tokens=90, logprobs=1, stop=[letter + "~~" for letter in " _abcdeflmnorstu("])  # nearly always something is held back
+    whole = engine.generate(PROMPT, **asked)
+    request, calls = engine.submit(PROMPT, **asked), 0
+    feed = request._decoder.feed
+
+    def interrupted(token_ids):
+        nonlocal calls
+        calls += 1
+        text = feed(token_ids)
+        if calls % 3 == 1:
+            raise KeyboardInterrupt
+        return text
+
+    monkeypatch.setattr(request._decoder, "feed", interrupted)
+    chunks = []
+    while not chunks or chunks[-1].finish_reason is None:
+        try:
+            chunks.append(next(request))
+        except KeyboardInterrupt:
+            pass
+    assert calls > 3 and joined(chunks) == told(whole) == told(request.result())
+
+
+def test_a_coroutine_does_not_wait_for_what_is_gone(engine):
+    class Losing:
+        """Has lost its last output."""
+
+        def __init__(self, real):
+            self.real = real
+
+        def take(self, whole, timeout, kept):
+            return None
+
+        def drained(self, kept):
+            return True
+
+        def __getattr__(self, name):
+            return getattr(self.real, name)
+
+    request = engine.submit(PROMPT, max_tokens=5)
+    until(request.done)
+    request._submission = Losing(request._submission)
+    for read in (lambda: asyncio.run(asyncio.wait_for(request._awaited(), 20)), request.result):
+        with pytest.raises(RuntimeError, match=r"\[Request\] its last output is gone, and nobody has kept it"):
+            read()
+
+
+def test_a_request_keeps_its_engine(whole):
+    stream = Engine(*demo_pair(), num_speculative_tokens=4, num_threads=2).stream(PROMPT, max_tokens=90, logprobs=1)
+    gc.collect()
+    kept = weakref.ref(stream._engine)
+    assert joined(stream) == told(whole)
+    gc.collect()
+    assert kept() is None and told(stream.result()) == told(whole)
+
+
+def test_the_tokens_before_a_numeric_error_are_given(engine, whole):
+    class Failing:
+        """Its second output is the model's error, with the tokens that came before it in the same cycle."""
+
+        def __init__(self, real):
+            self.real = real
+
+        def take(self, whole, timeout, kept):
+            output = self.real.take(whole, timeout, kept)
+            if kept == 0 and not whole:
+                return output
+            fields = ("number", "token_ids", "logprobs", "top_logprobs", "cycles", "tau", "accepted", "verify_time", "sample_time", "stop_reason")
+            core = types.SimpleNamespace(**dict.fromkeys(dir(paceline._core.RequestStats), 0))
+            core.drafted_per_position = core.accepted_per_position = ()
+            return types.SimpleNamespace(**{name: getattr(output, name) for name in fields}, finish_reason="error", stats=core,
+                                         error="[generate] the target's logits hold NaN")
+
+        def __getattr__(self, name):
+            return getattr(self.real, name)
+
+    def failing():
+        request = engine.submit(PROMPT, max_tokens=90, logprobs=1)
+        until(request.done)
+        request._submission = Failing(request._submission)
+        return request
+
+    def read(request):
+        chunks = []
+        with pytest.raises(paceline.NumericError, match=r"\[submit\] the target's logits hold NaN"):
+            for chunk in request:
+                chunks.append(chunk)
+        assert list(request) == []
+        return chunks
+
+    async def read_async(request):
+        chunks = []
+        with pytest.raises(paceline.NumericError, match="logits hold NaN"):
+            async for chunk in request:
+                chunks.append(chunk)
+        return chunks
+
+    for chunks in (read(failing()), asyncio.run(read_async(failing()))):
+        tokens = tuple(token for chunk in chunks for token in chunk.token_ids)
+        assert len(chunks) == 2 and len(chunks[1].token_ids) > 0 and tokens == whole.token_ids[:len(tokens)]
+        assert [chunk.finish_reason for chunk in chunks] == [None, None]
 
 
 def test_a_numeric_error_is_raised_where_it_is_read(tmp_path):

@@ -1,5 +1,6 @@
 """Threads, fork, signals, interpreter exit: an engine in somebody's process."""
 
+import hashlib
 import os
 import pathlib
 import signal
@@ -67,23 +68,39 @@ def test_two_engines_one_closed_while_the_other_runs():
 
 
 def test_the_gil_is_free_while_an_engine_works():
-    with Engine(*demo_pair(), num_threads=1) as engine:
+    """The engine computes on one core, a counter in Python on the other: it keeps 80 % of the speed that it has beside a thread that computes
+    as long on that core without ever asking for the GIL. What others do on the machine hits both; the median of seven pairs, taken in turns, counts."""
+    def counted(work):
         count, stop = 0, threading.Event()
 
         def counter():
             nonlocal count
             while not stop.is_set():
-                time.sleep(0.001)
-                count += 1
+                for _ in range(1000):
+                    count += 1
 
         thread = threading.Thread(target=counter)
         thread.start()
-        start = time.monotonic()
-        engine.generate_batch([PROMPT] * 4, max_tokens=400, ignore_eos=True)
-        seconds = time.monotonic() - start
+        start, before = time.monotonic(), count
+        work()
+        speed = (count - before) / (time.monotonic() - start)
         stop.set()
         thread.join()
-        assert count > 50 * seconds  # 1000 a second alone; a held GIL gives one per switch interval at best, or none at all
+        return speed
+
+    data = b"x" * (1 << 20)
+
+    def hash_for(seconds):
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            hashlib.sha256(data * 16).digest()  # lets go of the GIL, as an engine should
+
+    with Engine(*demo_pair(), num_threads=1) as engine:
+        pairs = []
+        for _ in range(7):
+            beside = counted(lambda: engine.generate_batch([PROMPT] * 4, max_tokens=400, ignore_eos=True))
+            pairs.append(beside / counted(lambda: hash_for(0.2)))
+        assert sorted(pairs)[3] > 0.8, pairs
 
 
 # ---------------------------------------------------------------------------------------------------- signals
@@ -130,6 +147,45 @@ def test_ctrl_c(kind):
     assert (word, done.returncode) == ("interrupted", 0), done.stderr
     if kind != "load":  # the tokenizers library reads its file in one call
         assert float(median) < 1.0  # 50 ms and a cycle; the rest is room for a machine that others use too
+
+
+CAUGHT = """
+import os, signal, threading, paceline
+signal.signal(signal.SIGINT, signal.default_int_handler)
+with paceline.Engine(*paceline.demo_pair(), num_speculative_tokens=4, num_threads=1) as engine:
+    want = engine.generate("def f(", max_tokens=300, ignore_eos=True).token_ids
+    caught = 0
+    for _ in range(6):
+        request, got, stop = engine.submit("def f(", max_tokens=300, ignore_eos=True), [], threading.Event()
+        def send():
+            while not stop.wait(0.01): os.kill(os.getpid(), signal.SIGINT)
+        thread, ended = threading.Thread(target=send), False
+        thread.start()
+        while not ended:
+            try:
+                for chunk in request: got.append(chunk)  # nothing is between a chunk and its keeping but this append
+                ended = True
+            except KeyboardInterrupt:
+                caught += 1
+        while thread.is_alive():
+            try:
+                stop.set()
+                thread.join()
+            except KeyboardInterrupt: pass
+        while True:
+            try:
+                assert request.result().token_ids == want, "the result"
+                assert tuple(token for chunk in got for token in chunk.token_ids) == want, "the stream"
+                break
+            except KeyboardInterrupt: pass
+print("caught", caught)
+"""
+
+
+def test_ctrl_c_loses_no_token():
+    """Caught and gone on from, again and again in the middle of a stream."""
+    done = run(CAUGHT)
+    assert done.stdout.startswith("caught ") and int(done.stdout.split()[1]) >= 3, done.stderr
 
 
 # ---------------------------------------------------------------------------------------------------- fork
