@@ -68,7 +68,7 @@ def test_two_engines_one_closed_while_the_other_runs():
 
 
 def test_the_gil_is_free_while_an_engine_works():
-    """The engine computes on one core, a counter in Python on the other: it keeps 80 % of the speed that it has beside a thread that computes
+    """The engine computes on one core, a counter in Python on the other: it keeps at least 70 % of the speed that it has beside a thread that computes
     as long on that core without ever asking for the GIL. What others do on the machine hits both; the median of seven pairs, taken in turns, counts."""
     def counted(work):
         count, stop = 0, threading.Event()
@@ -100,7 +100,7 @@ def test_the_gil_is_free_while_an_engine_works():
         for _ in range(7):
             beside = counted(lambda: engine.generate_batch([PROMPT] * 4, max_tokens=400, ignore_eos=True))
             pairs.append(beside / counted(lambda: hash_for(0.2)))
-        assert sorted(pairs)[3] > 0.8, pairs
+        assert sorted(pairs)[3] > 0.7, pairs  # 0.9 to 0.95; a thread that takes turns at the GIL leaves half, one that holds it nothing
 
 
 # ---------------------------------------------------------------------------------------------------- signals
