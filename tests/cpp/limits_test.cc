@@ -225,6 +225,47 @@ TEST(no_draft_rows_without_drafts) {
 
 // No drafts, one, as many as an engine may be asked for, and contexts that have no room for any: plain decoding's text, and at tau = 0
 // plain decoding itself.
+// What a request costs is counted, not timed: passes, rows and cycles. With a draft that is never right the target has plain decoding's passes,
+// the draft tau passes a cycle; and from one length to the next every count grows by the one token that has to be read, and by a pass where a
+// piece of the prompt is full, at the ends of pages as anywhere.
+TEST(no_length_and_no_draft_makes_a_jump_in_what_is_done) {
+  constexpr int kTokens = 24, kChunk = 48;
+  const auto pieces = [](int rows) { return (rows + kChunk - 1) / kChunk; };
+  for (const int tau : {1, 4, 8}) {
+    int target_rows = -1, draft_rows = -1, changes = 0;  // beyond the prompt's, at the length before
+    for (int length = 3; length < 5 * kPagePositions; ++length) {
+      const std::string where = message("tau ", tau, ", prompt ", length);
+      auto scripts = std::make_shared<Scripts>(1, dialled(0, length, 0, length + kTokens + 80));
+      ScriptedOptions options = options_of(kVocab, tau, 1, length + kTokens + 64);
+      options.engine.prefill_chunk = options.engine.prefill_chunk_beside = kChunk;
+      ScriptedEngine engine(options, scripts);
+      const Text text = engine.run({job_of(0, length, kTokens)})[0];
+      ScriptedOptions without = options;
+      without.has_draft = false, without.engine.num_speculative_tokens = 0;
+      ScriptedEngine plain(without, scripts);
+      check_same(text, plain.run({job_of(0, length, kTokens)})[0], where);
+      CHECK(text.stats.num_accepted_draft_tokens == 0, where, ": a draft was right");
+
+      CHECK(plain.target->passes() == kTokens + pieces(length - 1), where, ": plain decoding took ", plain.target->passes(), " passes");
+      CHECK(engine.target->passes() == plain.target->passes(), where, ": ", engine.target->passes(), " passes, plain ", plain.target->passes());
+      CHECK(engine.draft->passes() <= tau * kTokens + pieces(length), where, ": ", engine.draft->passes(), " passes of the draft");
+      const int target_more = int(engine.target->trace().size()) - length, draft_more = int(engine.draft->trace().size()) - length;
+      CHECK(target_more <= (tau + 1) * kTokens && draft_more <= (tau + 1) * kTokens, where, ": ", target_more, " and ", draft_more, " rows");
+      // Where the draft has one more piece to read (of a text that has grown meanwhile), one more cycle goes by without drafts: once in a piece
+      // there are fewer rows, never more.
+      if (target_rows < 0) target_rows = target_more, draft_rows = draft_more;
+      CHECK(target_more <= target_rows && target_more >= target_rows - tau, where, ": ", target_more, " rows of the target beyond the prompt's, ",
+            target_rows, " before");
+      CHECK(draft_more <= draft_rows && draft_more >= draft_rows - tau, where, ": ", draft_more, " rows of the draft beyond the prompt's, ",
+            draft_rows, " before");
+      changes += target_more != target_rows;
+      target_rows = target_more, draft_rows = draft_more;
+      CHECK(text.stats.num_cycles == kTokens, where, ": ", text.stats.num_cycles, " cycles");
+    }
+    CHECK(changes <= pieces(5 * kPagePositions), "tau ", tau, ": ", changes, " changes");
+  }
+}
+
 TEST(every_tau_up_to_the_cap) {
   long drafted = 0;
   for (int tau : {0, 1, 2, 16, 33, 64})

@@ -68,7 +68,7 @@ def test_two_engines_one_closed_while_the_other_runs():
 
 
 def test_the_gil_is_free_while_an_engine_works():
-    """The engine computes on one core, a counter in Python on the other: it keeps 80 % of the speed that it has beside a thread that computes
+    """The engine computes on one core, a counter in Python on the other: it keeps at least 70 % of the speed that it has beside a thread that computes
     as long on that core without ever asking for the GIL. What others do on the machine hits both; the median of seven pairs, taken in turns, counts."""
     def counted(work):
         count, stop = 0, threading.Event()
@@ -88,19 +88,19 @@ def test_the_gil_is_free_while_an_engine_works():
         thread.join()
         return speed
 
-    data = b"x" * (1 << 20)
+    data = b"x" * (1 << 24)
 
     def hash_for(seconds):
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            hashlib.sha256(data * 16).digest()  # lets go of the GIL, as an engine should
+            hashlib.sha256(data).digest()  # lets go of the GIL, as an engine should
 
     with Engine(*demo_pair(), num_threads=1) as engine:
         pairs = []
         for _ in range(7):
             beside = counted(lambda: engine.generate_batch([PROMPT] * 4, max_tokens=400, ignore_eos=True))
             pairs.append(beside / counted(lambda: hash_for(0.2)))
-        assert sorted(pairs)[3] > 0.8, pairs
+        assert sorted(pairs)[3] > 0.7, pairs  # 0.9 to 0.95; a thread that takes turns at the GIL leaves half, one that holds it nothing
 
 
 # ---------------------------------------------------------------------------------------------------- signals
