@@ -108,9 +108,9 @@ def doubling(words):
     (lambda w: w.update(model={"type": "BPE", "vocab": {"a": 2**32 - 2}, "merges": []}, added_tokens=[]), "expected token ids below 1048576"),
     (lambda w: w.update(model=[]), "expected a tokenizer"), (lambda w: w.update(decoder={"type": "ByteLevel" * 1000}), "expected a tokenizer"),
     (lambda w: w.update(decoder=None), "decoder must be"), (lambda w: w.update(added_tokens=5), "expected a tokenizer"),
-    (lambda w: w["model"].update(merges=[["no", "such"]]), "expected a tokenizer"), (doubling, "normalizer: expected replacements"),
-    (lambda w: w.update(normalizer={"type": "Replace", "pattern": {"Regex": ""}, "content": "x" * 20}), "normalizer: expected replacements"),
-    (lambda w: w.update(normalizer={"type": "Prepend", "prepend": "x" * 10**6}), "normalizer: expected replacements"),
+    (lambda w: w["model"].update(merges=[["no", "such"]]), "expected a tokenizer"), (doubling, "normalizer and pre_tokenizer: expected"),
+    (lambda w: w.update(normalizer={"type": "Replace", "pattern": {"Regex": ""}, "content": "x" * 20}), "normalizer and pre_tokenizer: expected"),
+    (lambda w: w.update(normalizer={"type": "Prepend", "prepend": "x" * 10**6}), "normalizer and pre_tokenizer: expected"),
     (lambda w: w.update(normalizer={"type": "Replace", "pattern": {"Regex": "("}, "content": ""}), "expected a tokenizer")])
 def test_a_hostile_tokenizer_is_named(model, change, said):
     message = engine_refusal(words_with(model, change))

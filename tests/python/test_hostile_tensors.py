@@ -111,10 +111,10 @@ def test_mf6_an_untied_model_needs_its_head(tmp_path):
 
 
 def test_mf6_memory_is_not_taken_for_what_the_files_do_not_hold(tmp_path):
-    """The engine would take a terabyte before it looks for the first tensor."""
+    """The engine would take gigabytes before it looks for the first tensor, each number being one that a model may have."""
     write(tmp_path, KINDS["llama"])
-    for more in ({"hidden_size": 2**30, "head_dim": 16}, {"intermediate_size": 2**31 - 1}, {"num_hidden_layers": 4096}, {"vocab_size": 2**18},
-                 {"num_attention_heads": 2**30, "num_key_value_heads": 2**30, "head_dim": 256}):
+    for more in ({"hidden_size": 2**20, "head_dim": 16}, {"intermediate_size": 2**22}, {"num_hidden_layers": 4096}, {"vocab_size": 2**18},
+                 {"num_attention_heads": 2**14, "num_key_value_heads": 2**14, "head_dim": 256}):
         (tmp_path / "config.json").write_text(json.dumps(KINDS["llama"] | more))
         assert "weights, as config.json describes, found" in refusal(tmp_path)
 
