@@ -8,7 +8,6 @@ namespace paceline {
 namespace {
 
 constexpr double kPriorAcceptance = 0.6;
-constexpr int kStartTau = 3;              // before costs are known
 constexpr int kProbeTau = 1, kProbeCycles = 4;
 constexpr int64_t kShortestWait = 8, kLongestWait = 4096;  // plain cycles before a probe: doubled by each that fails
 constexpr int kGoodCycles = 12;           // of speculation after a probe: it was a success
@@ -83,7 +82,7 @@ void AutoController::choose(std::span<const Candidate> candidates, std::span<Tau
   };
   const bool all_may_be_plain = std::none_of(candidates.begin(), candidates.end(), [](const Candidate& each) { return each.own > 0; });
   if (passes_since_plain_ >= kMeasureEvery && all_may_be_plain) return everybody(TauReason::measure, 0);
-  if (!costs_.knows_plain() || !costs_.knows_draft()) return everybody(TauReason::start, std::min(kStartTau, options_.tau));
+  if (!costs_.knows_plain() || !costs_.knows_draft()) return everybody(TauReason::start, std::min(start_tau(), options_.tau));
 
   double reserved = 0;
   int probe_rows = 0, probe_steps = 0;

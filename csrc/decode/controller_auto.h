@@ -48,6 +48,8 @@ class AutoController : public Controller {
   // Of that, what a piece of a prompt has taken before the cycle under choice.
   virtual double piece_seconds() const { return 0; }
   virtual TauReason best_reason() const { return TauReason::best; }
+  // Before it is known what drafts cost.
+  virtual int start_tau() const { return 3; }
 
  private:
   static constexpr double kCredit = 2.5;

@@ -22,6 +22,8 @@ class LatencyController : public AutoController {
   double cycle_limit() const override { return target_ / (dearer() * (1 + margin_)); }
   double piece_seconds() const override { return piece_; }
   TauReason best_reason() const override { return TauReason::latency; }
+  // What one row takes is seen before a cycle takes more, and more drafts than one have to be within what that says.
+  int start_tau() const override { return costs().knows_plain() && costs().plain(sequences_) < cycle_limit() ? 1 : 0; }
 
  private:
   double dearer() const;

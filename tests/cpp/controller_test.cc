@@ -355,4 +355,22 @@ TEST(the_latency_target_is_kept_in_nineteen_windows_of_twenty) {
   CHECK(tokens / cycles > 2, "it drafts too little: ", tokens / cycles);
 }
 
+// Nothing is known of the machine at first: that is no reason to try three drafts. Without noise the target holds from the first cycle on, and
+// where plain decoding itself cannot keep it, plain decoding is what there is.
+TEST(a_latency_target_is_kept_from_the_first_cycle_on) {
+  for (double target : {1.5, 1.25, 0.9}) {  // 1.23 is what one draft takes
+    const auto controller = make_controller({.policy = Policy::latency, .tau = kTauMax, .latency_target = target});
+    const Machine machine{"rising", 0.12, 0.06, 0.05};
+    Simulation simulation(*controller, machine, {"iid .9", .9, .9, 0}, kTauMax, 1);
+    simulation.begin(1);
+    int drafted = 0;
+    for (int cycle = 0; cycle < 400; ++cycle) {
+      simulation.cycle();
+      drafted += simulation.last_tau();
+      CHECK(simulation.last_cycle_seconds() <= std::max(target, machine.cycle(0)), "target ", target, ", cycle ", cycle, ": ", simulation.last_cycle_seconds(), ", tau ", simulation.last_tau());
+    }
+    CHECK(target < 1.2 ? drafted == 0 : drafted > 100, "target ", target, ": ", drafted, " drafts");
+  }
+}
+
 TEST_MAIN()
