@@ -15,7 +15,6 @@ import datetime
 import json
 import os
 import pathlib
-import platform
 import statistics
 import struct
 import sys
@@ -26,6 +25,7 @@ import time
 import numpy as np
 import paceline
 from paceline.bundled import demo_pair
+from paceline.devices import processor
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
@@ -114,13 +114,6 @@ def alpha_of(stats):
     return sum(accepted) / judged if judged else float("nan")
 
 
-def machine_name():
-    for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else ():
-        if line.startswith("model name"):
-            return line.split(":")[1].strip()
-    return platform.machine()
-
-
 def median(runs, key):
     return statistics.median(run[key] for run in runs)
 
@@ -193,7 +186,7 @@ def main():
     prompts = {0: PROMPTS} if options.pair == "demo" else {
         context: [np.random.RandomState(i).randint(3, 500, context).tolist() for i in range(3)] for context in contexts}
     bandwidth = Bandwidth(options.threads)
-    print(f"`python bench/decode.py {' '.join(sys.argv[1:])}`, {datetime.date.today()}, {machine_name()}, "
+    print(f"`python bench/decode.py {' '.join(sys.argv[1:])}`, {datetime.date.today()}, {processor()}, "
           f"{options.threads} threads, {options.repetitions} repetitions, medians")
     with paceline.Engine(directory / "target", directory / "draft", num_speculative_tokens=max(taus), dtype=options.dtype,
                          draft_dtype=options.draft_dtype or options.dtype, num_threads=options.threads,

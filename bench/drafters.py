@@ -20,11 +20,12 @@ import time
 import paceline
 from paceline.bundled import demo_pair
 from paceline.commands.demo import PROMPTS
+from paceline.devices import processor
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
 import options as option  # noqa: E402
-from decode import machine_name, median  # noqa: E402
+from decode import median  # noqa: E402
 
 REPETITIVE = [
     "def first(items):\n    return items[0]\n\n\ndef second(items):\n    return items[1]\n\n\ndef third(items):\n    return",
@@ -80,7 +81,7 @@ def main():
     parser.add_argument("--threads", type=option.threads, default=len(os.sched_getaffinity(0)), help="default: one per core")
     options = parser.parse_args()
     target, draft = demo_pair() if options.pair == "demo" else (pathlib.Path(options.pair) / role for role in ("target", "draft"))
-    print(f"`python bench/drafters.py {' '.join(sys.argv[1:])}`, {datetime.date.today()}, {machine_name()}, {options.threads} threads, "
+    print(f"`python bench/drafters.py {' '.join(sys.argv[1:])}`, {datetime.date.today()}, {processor()}, {options.threads} threads, "
           f"{options.repetitions} repetitions, medians; texts identical to plain decoding's")
     with contextlib.ExitStack() as stack:
         engines = {name: stack.enter_context(paceline.Engine(**arguments)) for name, arguments in engines_of(target, draft, options.tau, options.threads)}

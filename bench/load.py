@@ -21,12 +21,12 @@ import time
 
 import numpy as np
 import paceline
+from paceline.devices import processor
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
 import options as option  # noqa: E402
 import planted_pair  # noqa: E402
-from decode import machine_name  # noqa: E402
 
 
 async def read(request, gaps, tokens, passes):
@@ -147,7 +147,7 @@ def main():
                 directory / "target", directory / "draft", dtype=options.dtype, draft_dtype=options.draft_dtype, num_speculative_tokens=options.tau,
                 max_num_seqs=options.streams + 1, trace_cycles=TRACE_CYCLES, max_model_len=options.most + 128, num_threads=options.threads,
                 kv_cache_tokens=(options.streams + 1) * (options.most + 128)) as engine:
-            print(f"`python bench/load.py {' '.join(sys.argv[1:])}`, {datetime.date.today()}, {machine_name()}, {engine.info['device']}\n")
+            print(f"`python bench/load.py {' '.join(sys.argv[1:])}`, {datetime.date.today()}, {processor()}, {engine.info['device']}\n")
             return 0 if report(*asyncio.run(measure(engine, options, engine.info["vocab_size"])), options) else 1
 
 

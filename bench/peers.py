@@ -21,13 +21,14 @@ import sys
 import venv
 
 import numpy as np
+from paceline.devices import processor
 
 HERE = pathlib.Path(__file__).resolve().parent
 WORKERS = HERE / "peer_workers"
 sys.path.insert(0, str(HERE))
 
 import options as option  # noqa: E402
-from decode import DEFAULT_ALPHA, check_alpha, machine_name, planted_directory  # noqa: E402
+from decode import DEFAULT_ALPHA, check_alpha, planted_directory  # noqa: E402
 from planted_pair import PRESETS  # noqa: E402
 
 # Packages of each environment. torchvision only comes along with optimum-intel, and breaks beside another build of torch.
@@ -213,7 +214,7 @@ def main():
             quietly(python, WORKERS / "to_gguf.py", pair / model, pair / "gguf" / model)
     if "OpenVINO" in options.peers:
         pythons["OpenVINO"] = environment(options.environment / "openvino", OPENVINO, unwanted=["torchvision"])
-    print(f"`python bench/peers.py {' '.join(sys.argv[1:])}`, {datetime.date.today()}, {machine_name()}, {options.threads} threads, "
+    print(f"`python bench/peers.py {' '.join(sys.argv[1:])}`, {datetime.date.today()}, {processor()}, {options.threads} threads, "
           f"{PEERS[0]}, medians of {options.repetitions} interleaved repetitions")
     saved = {}
     for precision in options.precision:
@@ -227,7 +228,7 @@ def main():
             for worker in some.values():
                 worker.close()
     if options.save:
-        options.save.write_text(json.dumps({"date": str(datetime.date.today()), "machine": machine_name(), "threads": options.threads,
+        options.save.write_text(json.dumps({"date": str(datetime.date.today()), "machine": processor(), "threads": options.threads,
                                             "medians": saved}, indent=1))
 
 

@@ -21,12 +21,12 @@ import numpy as np
 import paceline
 from paceline.bundled import demo_pair
 from paceline.commands.demo import PROMPTS
+from paceline.devices import processor
 from paceline.diagnosis.measure import diagnose_engine
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
 import options as option  # noqa: E402
-from decode import machine_name  # noqa: E402
 from planted_pair import FIRST_ID, PRESETS, write_pair  # noqa: E402
 
 TAUS = range(9)
@@ -99,7 +99,7 @@ def main():
     if options.pair == "demo" and options.alpha is not None:
         parser.error("--alpha is of a planted pair, one of " + ", ".join(PRESETS) + "; demo has its own")
     options.alpha = options.alpha or [0.5, 0.65, 0.8, 0.95]
-    print(f"`python bench/prediction.py {' '.join(sys.argv[1:])}`, {datetime.date.today()}, {machine_name()}, {options.threads} threads, "
+    print(f"`python bench/prediction.py {' '.join(sys.argv[1:])}`, {datetime.date.today()}, {processor()}, {options.threads} threads, "
           f"{options.repetitions} repetitions, medians; speedups over plain decoding as predicted / measured; texts identical to plain decoding's\n")
     print(f"| pair | {' | '.join(f'tau {tau}' for tau in TAUS[1:])} | chosen | best by hindsight | auto | auto / best |")
     print("| --- " * (len(TAUS) + 4) + "|")

@@ -18,11 +18,12 @@ import numpy as np
 import paceline
 from paceline.bundled import demo_pair
 from paceline.commands.demo import PROMPTS
+from paceline.devices import processor
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
 import options as option  # noqa: E402
-from decode import DEFAULT_ALPHA, machine_name, planted_directory  # noqa: E402
+from decode import DEFAULT_ALPHA, planted_directory  # noqa: E402
 from planted_pair import FIRST_ID, PRESETS  # noqa: E402
 
 
@@ -59,7 +60,7 @@ def main():
                 if repetition >= 0:
                     ratios.append(on / off)
     low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
-    print(f"`python bench/trace_cost.py {' '.join(sys.argv[1:])}`, {datetime.date.today()}, {machine_name()}, {options.threads} threads: with the trace over "
+    print(f"`python bench/trace_cost.py {' '.join(sys.argv[1:])}`, {datetime.date.today()}, {processor()}, {options.threads} threads: with the trace over "
           f"without {middle:.4f} (quartiles {low:.4f} and {high:.4f}, {len(ratios)} pairs of generations), a cycle {1e3 * np.median(cycle):.3f} ms")
 
 

@@ -53,7 +53,6 @@ def profile_cycles() -> tuple[int, int]:
 
 
 def processor() -> str:
-    """Of this machine, by name, with how many cores may be used."""
+    """Of this machine, by name."""
     lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines() if sys.platform == "linux" else []
-    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    return f"{name}, {_core.usable_threads()} cores"
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -62,7 +62,7 @@ class Settings:
         """Where costs are kept, and what they are of."""
         if self.cost_cache is None:
             return None
-        about = {"device": self.backend.description, "processor": processor() if self.device == "cpu" else None,
+        about = {"device": self.backend.description, "processor": f"{processor()}, {_core.usable_threads()} cores" if self.device == "cpu" else None,
                  "target": weights_key(self.target, self.dtype), "draft": weights_key(self.draft, self.draft_dtype) if self.draft else None,
                  "kv_dtype": self.kv_dtype, "max_num_seqs": self.max_num_seqs, "num_speculative_tokens": self.num_speculative_tokens}
         return cost_file(self.cost_cache, about), about
