@@ -170,8 +170,7 @@ void EngineThread::work() noexcept {
       for (; !jobs_.empty(); jobs_.pop_front()) taken_in += take_in(jobs_.front());
       run_a_call();
       pass_on_cancels();
-      if (engine_->idle()) continue;
-      deliver(engine_->step());
+      if (!engine_->idle()) deliver(engine_->step());
       const std::lock_guard lock(mutex_);
       waiting_ = engine_->waiting();
       coming_.erase(coming_.begin(), coming_.begin() + taken_in);

@@ -36,14 +36,14 @@ void AutoController::best(std::span<const Candidate> candidates, std::span<TauCh
     choices[draft.candidate].stop_below = ends_below;
     --best.count;
   }
-  const double limit = cycle_limit() - piece_seconds(), drafted = confidence_.rows_kept(threshold_);
+  const double limit = cycle_limit() - piece_seconds();
   const int sequences = pass.sequences;
   for (const Draft& draft : drafts_) {
     if (draft.place > 1 || choices[draft.candidate].tau) continue;
     Request& r = request(candidates[draft.candidate].request);
-    const double one_more = costs_.draft_step(1) + costs_.verify(sequences + drafted);
+    const double one_more = costs_.draft_step(1) + costs_.verify(sequences + 1);
     const bool fits = one_more <= cycle_limit(), catches_up = candidates[draft.candidate].lag > 0;
-    if (fits && (r.credit > 0 || (sequences + drafted * r.acceptance.hopeful()) / one_more > sequences / costs_.plain(sequences))) {
+    if (fits && (r.credit > 0 || (sequences + r.acceptance.hopeful()) / one_more > sequences / costs_.plain(sequences))) {
       choices[draft.candidate].tau = one_more <= limit || catches_up;  // 0: this once
       continue;
     }
@@ -56,7 +56,7 @@ void AutoController::best(std::span<const Candidate> candidates, std::span<TauCh
 void AutoController::list_drafts(std::span<const Candidate> candidates, std::span<const TauChoice> choices, int threshold) {
   drafts_.clear();
   const double drafted = confidence_.rows_kept(threshold);
-  const double kept = confidence_.rows_kept(threshold_) * confidence_.right_kept(threshold) / confidence_.right_kept(threshold_);
+  const double kept = confidence_.rows_kept(threshold_) * confidence_.right_kept(threshold) / std::max(confidence_.right_kept(threshold_), 1e-9);
   for (int i = 0; i < int(candidates.size()); ++i) {
     if (choices[i].tau >= 0) continue;
     const double right = std::min(request(candidates[i].request).acceptance.next() * kept, drafted);
@@ -72,8 +72,8 @@ void AutoController::list_drafts(std::span<const Candidate> candidates, std::spa
 // Of passes as they are expected; the limit is kept even if no draft ends early.
 AutoController::Best AutoController::best_of_listed(const Pass& pass, int threshold) const {
   const int most_rows = int(verify_seconds_.size()) - 1, sequences = pass.sequences;
-  const double limit = cycle_limit() - piece_seconds(), look = threshold ? costs_.look() : 1, goes_on = confidence_.rows_kept(threshold);
-  const double step_of_one = look * costs_.draft_step(1);
+  const double limit = cycle_limit() - piece_seconds(), goes_on = confidence_.rows_kept(threshold);
+  const double step_of_one = costs_.draft_step(1);
   Best best{sequences / costs_.cycle(pass.probe_steps, pass.probe_steps ? 1 : 0, pass.free_rows)};
   double steps_run = 0, one_goes_on = 1;
   for (int steps = 1; steps <= options_.tau; ++steps) {
@@ -87,7 +87,7 @@ AutoController::Best AutoController::best_of_listed(const Pass& pass, int thresh
       if (pass.free_rows + ++count > most_rows) break;
       emitted += draft.reached_and_right, rows += draft.drafted;
       const double drafting = (rows - sequences) / passes;
-      const double step = sequences == 1 ? step_of_one : look * costs_.draft_step(std::max(drafting, 1.0));
+      const double step = sequences == 1 ? step_of_one : costs_.draft_step(std::max(drafting, 1.0));
       if (std::max(steps, pass.probe_steps) * step + verify_seconds_[pass.free_rows + count] > limit) break;
       const double below = verify_seconds_[int(rows)], above = verify_seconds_[std::min(int(rows) + 1, most_rows)];
       const double rate = emitted / (passes * step + below + (rows - int(rows)) * (above - below));
@@ -107,11 +107,11 @@ void AutoController::review_threshold(std::span<const Candidate> candidates, std
   if (best_of_listed(pass, other).rate > kBetter * rate) threshold_ = other;
 }
 
-// Now and then a threshold in force is lifted, to see what it hides; and the draft is not asked how sure it is, to see what that costs.
+// Now and then a threshold in force is lifted, to see what it hides.
 float AutoController::stop_below() const {
   const int64_t cycle = cycles_with_drafts_;
   if (threshold_ == 0) return cycle % (confidence_.knows() ? kLookEvery : kLookFirst) ? 0 : kOnlyLook;
-  return cycle % kLiftEvery == 0 ? 0 : cycle % kLiftEvery == kLiftEvery / 2 ? kOnlyLook : ConfidenceTable::threshold(threshold_);
+  return cycle % kLiftEvery ? ConfidenceTable::threshold(threshold_) : kOnlyLook;
 }
 
 }  // namespace paceline

@@ -7,7 +7,7 @@ namespace {
 
 constexpr long kForgetAfter = 1024;  // passes: a context or a load later, an old value says nothing
 constexpr int kSettled = 4;          // passes after which a median says how dear passes are now
-constexpr double kCatchUpDecay = 0.2, kLookDecay = 0.05;
+constexpr double kCatchUpDecay = 0.2;
 
 }  // namespace
 
@@ -91,9 +91,7 @@ void Costs::add(const CycleCost& cycle) {
   rest_.add(cycle.rows, cycle.rest, drafted);
   if (drafted) {
     const int drafting = (cycle.rows - cycle.sequences + cycle.steps - 1) / cycle.steps;
-    const double step = cycle.draft / cycle.steps, plain = draft_step(std::max(drafting, 1));
-    if (cycle.looked && plain > 0) look_ += kLookDecay * (std::clamp(step / plain, 0.5, 2.0) - look_);
-    draft_.add(std::max(drafting, 1), cycle.looked ? step / look() : step);
+    draft_.add(std::max(drafting, 1), cycle.draft / cycle.steps);
   }
 }
 

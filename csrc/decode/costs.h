@@ -48,7 +48,6 @@ struct CycleCost {
   double draft;    // seconds of all its passes
   double verify;   // seconds of the target's pass
   double rest;     // seconds of sampling, acceptance and the host
-  bool looked = false;  // at how sure the draft was of each place
   double total() const { return draft + verify + rest; }
 };
 
@@ -66,8 +65,7 @@ class Costs {
   double cycle(int steps, double drafting, int rows) const { return steps * draft_step(drafting) + verify(rows); }
   // Of a cycle like this one.
   double usual(const CycleCost& c) const {
-    const double drafting = c.steps ? std::max(double(c.rows - c.sequences) / c.steps, 1.0) : 0.0;
-    return c.steps * draft_step(drafting) * (c.looked ? look() : 1) + verify(c.rows);
+    return cycle(c.steps, c.steps ? std::max(double(c.rows - c.sequences) / c.steps, 1.0) : 0.0, c.rows);
   }
   double plain(int sequences) const { return verify(sequences); }
   double draft_step(double drafting) const { return drafting > 0 ? draft_.at(drafting) : 0; }
@@ -75,12 +73,9 @@ class Costs {
   double verify(int rows) const { return verify_.at(rows) + rest_.at(rows); }
   // Rows that the draft lacks, read in a pass of their own. Before any such pass: as much as a step for each.
   double catch_up(int rows) const;
-  // A step of the draft that also says how sure the draft is, over one that does not.
-  double look() const { return std::max(look_, 1.0); }
 
  private:
   CostCurve verify_, rest_, draft_;
-  double look_ = 1;  // decayed
   double catch_up_row_ = 0;  // seconds, decayed
 };
 

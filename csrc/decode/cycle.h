@@ -53,7 +53,7 @@ class Cycle {
   const float* logprobs(int slot) const { return last().device.logprobs + size_t(slot) * width_; }
   const int32_t* top_ids(int slot, int i) const { return last().device.top_ids + (size_t(slot) * width_ + i) * kMaxTopLogprobs; }
   const float* top_logprobs(int slot, int i) const { return last().device.top_logprobs + (size_t(slot) * width_ + i) * kMaxTopLogprobs; }
-  std::span<const float> confidence(int slot) const { return {last().device.confidence + size_t(slot) * limits_.tau_max, size_t(result(slot).looked)}; }
+  std::span<const float> confidence(int slot) const { return result(slot).looked ? std::span<const float>(last().device.confidence + size_t(slot) * limits_.tau_max, size_t(result(slot).looked)) : std::span<const float>(); }
   const uint64_t* row_hashes(int slot) const { return last().device.row_hashes + size_t(slot) * width_; }  // debug only
   const CycleEvidence& evidence() const { return last().evidence; }  // where limits().records
   double draft_seconds() const { return 1e-9 * double(last().stamps[1] - last().stamps[0]); }

@@ -137,14 +137,12 @@ void Scheduler::measure_host() {
 
 CycleCost Scheduler::cost_of_collected() const {
   int drafts = 0, steps = 0;
-  bool looked = false;
   for (const Judged& each : judged_) {
     drafts += each.tau;
     steps = std::max(steps, each.passes);  // those behind the last early end had no rows
-    looked |= !each.confidence.empty();
   }
   const int sequences = int(collected_.parts.size());
-  return {sequences, sequences + drafts, collected_.steps ? steps : 0, cycle_.draft_seconds(), cycle_.verify_seconds(), cycle_.sample_seconds() + host_seconds_, looked};
+  return {sequences, sequences + drafts, collected_.steps ? steps : 0, cycle_.draft_seconds(), cycle_.verify_seconds(), cycle_.sample_seconds() + host_seconds_};
 }
 
 }  // namespace paceline

@@ -233,7 +233,7 @@ class Engine:
         `report.passed`, `report.checks`, `report.page()`.
 
         prompts: to decode from, each as in `generate`; by default eight short pieces of text, or random ids without a tokenizer.
-        tokens: emitted from end to end under `rejection`, at least 6,000, and a third as many under `coupled`, whose bits are compared as well. A
+        tokens: emitted from end to end under `rejection`, at least 6,000, and a sixth as many under `coupled`, whose bits are compared as well. A
             row of the vocabulary is looked at for each.
         seed: of everything that is drawn. None: drawn, and in the report.
 

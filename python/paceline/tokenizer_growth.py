@@ -64,10 +64,11 @@ def _check_behind(definition: Mapping[str, Any], source: str) -> None:
     texts, special = 1, 0
     for each in _steps(definition["post_processor"]):
         pieces, named = each.get("single") or [], each.get("special_tokens") or {}
-        texts *= max(1, sum("Sequence" in piece for piece in pieces))
-        special += sum(len(named[piece["SpecialToken"]["id"]]["ids"]) for piece in pieces if "SpecialToken" in piece)
+        if "single" in each:
+            texts *= sum(piece.get("Sequence", {}).get("id") == "A" for piece in pieces)
+        special += sum(len(named.get(piece["SpecialToken"]["id"], {}).get("ids", ())) for piece in pieces if "SpecialToken" in piece)
         special += sum(name in each for name in ("cls", "sep"))
-    if texts > 1 or special > MAX_SPECIAL:
+    if texts != 1 or special > MAX_SPECIAL:
         raise ModelFileError(f"{source}: post_processor: expected the text once and at most {MAX_SPECIAL} special tokens around it, "
                              f"found the text {texts} times and {special} tokens")
 

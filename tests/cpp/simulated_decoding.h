@@ -138,7 +138,7 @@ class Simulation {
     step();
     const int passes = std::min(tau, drafted + 1);
     const double look = confidence_.empty() ? 1 : look_;
-    const CycleCost cost{1, drafted + 1, passes, mood * passes * look * machine_.draft_step, mood * machine_.target(drafted + 1), mood * machine_.overhead, !confidence_.empty()};
+    const CycleCost cost{1, drafted + 1, passes, mood * passes * look * machine_.draft_step, mood * machine_.target(drafted + 1), mood * machine_.overhead};
     lag_ = tau ? 0 : lag_ + 1;
     seconds_ += reading, speculation_seconds_ += reading;
     last_tau_ = tau;
