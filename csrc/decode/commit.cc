@@ -59,8 +59,8 @@ void Scheduler::commit(Sequence& sequence, const Flight::Part& part, std::vector
   stats.verify_time += output.verify_time;
   stats.sample_time += output.sample_time;
 
-  const int passes = result.looked ? result.looked : std::min(part.most - 1, output.tau + result.draft_fault);  // one more than drafts where the last had none
-  judged_.push_back({sequence.id, passes, output.tau, result.accepted, kept, sequence.params.num_speculative_tokens >= 0, cycle_.confidence(slot)});
+  const int drafts_and_end = result.looked ? result.looked : std::min(part.most - 1, output.tau + result.draft_fault);
+  judged_.push_back({sequence.id, part.source == DraftSource::model ? drafts_and_end : 0, output.tau, result.accepted, kept, sequence.params.num_speculative_tokens >= 0, cycle_.confidence(slot)});
   record(sequence, part, output);
   drafter_->learn(slot, part.source, result.tau, result.accepted, {cycle_.tokens(slot), size_t(result.emitted)});
   sequence.tokens.insert(sequence.tokens.end(), output.tokens.begin(), output.tokens.end());

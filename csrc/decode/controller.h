@@ -57,7 +57,8 @@ class Controller {
   // The draft has read `rows` positions of a request in a pass of their own.
   virtual void observe_catch_up(int64_t request, int rows, double seconds) = 0;
   virtual void forget(int64_t request) = 0;
-  // Before the next cycle a piece of a prompt was read, or of what drafts lack, for so long; and how long that may take.
+  // Before the next cycle, while somebody waits for it, a piece of a prompt was read, or of what drafts lack or `verify` asks for, for so
+  // long; and how long that may take.
   virtual void observe_piece(double) {}
   virtual double spare_seconds() const { return std::numeric_limits<double>::infinity(); }
 };

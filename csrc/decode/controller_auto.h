@@ -87,7 +87,6 @@ class AutoController : public Controller {
   void best(std::span<const Candidate> candidates, std::span<TauChoice> choices, const Pass& pass);
   void list_drafts(std::span<const Candidate> candidates, std::span<const TauChoice> choices, int threshold);
   Best best_of_listed(const Pass& pass, int threshold) const;
-  void review_threshold(std::span<const Candidate> candidates, std::span<const TauChoice> choices, const Pass& pass);
   float stop_below() const;
   void count(Request& request, const Judged& judged, double gained);
 

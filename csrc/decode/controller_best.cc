@@ -22,9 +22,15 @@ void AutoController::best(std::span<const Candidate> candidates, std::span<TauCh
   const int most_rows = std::min(std::max(costs_.most_rows_known() + kFurther * pass.sequences, pass.free_rows), pass.free_rows + places);
   verify_seconds_.assign(size_t(most_rows) + 1, 0.0);
   for (int rows = pass.free_rows; rows <= most_rows; ++rows) verify_seconds_[rows] = costs_.verify(rows);
-  review_threshold(candidates, choices, pass);
   list_drafts(candidates, choices, threshold_);
   Best best = best_of_listed(pass, threshold_);
+  if (confidence_.knows() && cycles_with_drafts_ % kReviewEvery == 0) {  // one other threshold is looked at, each in its turn
+    const int other = int(cycles_with_drafts_ / kReviewEvery) % ConfidenceTable::kClasses;
+    list_drafts(candidates, choices, other);
+    const Best rival = best_of_listed(pass, other);
+    if (rival.rate > kBetter * best.rate) threshold_ = other, best = rival;
+    else list_drafts(candidates, choices, threshold_);
+  }
 
   for (TauChoice& choice : choices)
     if (choice.tau < 0) choice = {0, best_reason()};
@@ -55,13 +61,13 @@ void AutoController::best(std::span<const Candidate> candidates, std::span<TauCh
 // What a request's drafts do under a threshold is seen under the one in force: the table says how the others compare.
 void AutoController::list_drafts(std::span<const Candidate> candidates, std::span<const TauChoice> choices, int threshold) {
   drafts_.clear();
-  const double drafted = confidence_.rows_kept(threshold);
+  const double goes_on = confidence_.rows_kept(threshold);
   const double kept = confidence_.rows_kept(threshold_) * confidence_.right_kept(threshold) / std::max(confidence_.right_kept(threshold_), 1e-9);
   for (int i = 0; i < int(candidates.size()); ++i) {
     if (choices[i].tau >= 0) continue;
-    const double right = std::min(request(candidates[i].request).acceptance.next() * kept, drafted);
+    const double right = std::min(request(candidates[i].request).acceptance.next() * kept, goes_on);
     double chance = 1, reached = 1;
-    for (int place = 1; place <= candidates[i].most; ++place) drafts_.push_back({i, place, chance *= right, reached *= drafted});
+    for (int place = 1; place <= candidates[i].most; ++place) drafts_.push_back({i, place, chance *= right, reached *= goes_on});
   }
   std::sort(drafts_.begin(), drafts_.end(), [](const Draft& a, const Draft& b) {
     return a.reached_and_right != b.reached_and_right ? a.reached_and_right > b.reached_and_right
@@ -88,7 +94,9 @@ AutoController::Best AutoController::best_of_listed(const Pass& pass, int thresh
       emitted += draft.reached_and_right, rows += draft.drafted;
       const double drafting = (rows - sequences) / passes;
       const double step = sequences == 1 ? step_of_one : costs_.draft_step(std::max(drafting, 1.0));
-      if (std::max(steps, pass.probe_steps) * step + verify_seconds_[pass.free_rows + count] > limit) break;
+      const int most_passes = std::max(steps, pass.probe_steps);
+      const double most_drafting = std::max(double(pass.free_rows + count - sequences) / most_passes, 1.0);
+      if (most_passes * costs_.draft_step(most_drafting) + verify_seconds_[pass.free_rows + count] > limit) break;
       const double below = verify_seconds_[int(rows)], above = verify_seconds_[std::min(int(rows) + 1, most_rows)];
       const double rate = emitted / (passes * step + below + (rows - int(rows)) * (above - below));
       if (rate > best.rate) best = {rate, count, steps};
@@ -97,20 +105,11 @@ AutoController::Best AutoController::best_of_listed(const Pass& pass, int thresh
   return best;
 }
 
-// One other threshold is looked at, each in its turn.
-void AutoController::review_threshold(std::span<const Candidate> candidates, std::span<const TauChoice> choices, const Pass& pass) {
-  if (!confidence_.knows() || cycles_with_drafts_ % kReviewEvery) return;
-  const int other = int(cycles_with_drafts_ / kReviewEvery) % ConfidenceTable::kClasses;
-  list_drafts(candidates, choices, threshold_);
-  const double rate = best_of_listed(pass, threshold_).rate;
-  list_drafts(candidates, choices, other);
-  if (best_of_listed(pass, other).rate > kBetter * rate) threshold_ = other;
-}
-
-// Now and then a threshold in force is lifted, to see what it hides.
+// Now and then a threshold in force is lifted, to see what it hides. Under a limit every cycle looks: one in eight that took longer than the
+// others would be what is late.
 float AutoController::stop_below() const {
-  const int64_t cycle = cycles_with_drafts_;
-  if (threshold_ == 0) return cycle % (confidence_.knows() ? kLookEvery : kLookFirst) ? 0 : kOnlyLook;
+  const int64_t cycle = cycles_with_drafts_, look_every = std::isfinite(cycle_limit()) ? 1 : confidence_.knows() ? kLookEvery : kLookFirst;
+  if (threshold_ == 0) return cycle % look_every ? 0 : kOnlyLook;
   return cycle % kLiftEvery ? ConfidenceTable::threshold(threshold_) : kOnlyLook;
 }
 

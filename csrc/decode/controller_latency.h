@@ -15,7 +15,7 @@ class LatencyController : public AutoController {
  public:
   explicit LatencyController(const ControllerOptions& options) : AutoController(options), target_(options.latency_target) {}
   void observe(const CycleCost& cost, std::span<const Judged> judged) override;
-  void observe_piece(double seconds) override { piece_ = seconds; }
+  void observe_piece(double seconds) override { piece_ += seconds; }
   double spare_seconds() const override;
 
  protected:
@@ -29,7 +29,7 @@ class LatencyController : public AutoController {
   double dearer() const;
 
   double target_;
-  double piece_ = 0;   // between the last cycle and the next
+  double piece_ = 0;   // of all pieces between the last cycle and the next
   double margin_ = 0;  // grows by each cycle with drafts that missed the target, so that one in 200 does
   int sequences_ = 1;  // of the last cycle
   std::array<float, 200> ratio_{};

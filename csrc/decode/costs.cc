@@ -1,6 +1,7 @@
 #include "decode/costs.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace paceline {
 namespace {
@@ -89,10 +90,7 @@ void Costs::add(const CycleCost& cycle) {
   const bool drafted = cycle.steps > 0;
   verify_.add(cycle.rows, cycle.verify, drafted);
   rest_.add(cycle.rows, cycle.rest, drafted);
-  if (drafted) {
-    const int drafting = (cycle.rows - cycle.sequences + cycle.steps - 1) / cycle.steps;
-    draft_.add(std::max(drafting, 1), cycle.draft / cycle.steps);
-  }
+  if (drafted) draft_.add(int(std::ceil(cycle.drafting())), cycle.draft / cycle.steps);
 }
 
 void Costs::add_catch_up(int rows, double seconds) {

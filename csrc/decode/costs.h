@@ -2,6 +2,7 @@
 // test can plant any machine. Seconds throughout, but every use of them is a quotient.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <vector>
@@ -48,7 +49,10 @@ struct CycleCost {
   double draft;    // seconds of all its passes
   double verify;   // seconds of the target's pass
   double rest;     // seconds of sampling, acceptance and the host
+  int draft_rows = -1;  // of the draft's passes, those that ended drafts included; -1: as many as drafts that were verified
   double total() const { return draft + verify + rest; }
+  // Sequences in a pass of the draft, on average.
+  double drafting() const { return steps ? std::max(double(draft_rows < 0 ? rows - sequences : draft_rows) / steps, 1.0) : 0.0; }
 };
 
 class Costs {
@@ -65,7 +69,7 @@ class Costs {
   double cycle(int steps, double drafting, int rows) const { return steps * draft_step(drafting) + verify(rows); }
   // Of a cycle like this one.
   double usual(const CycleCost& c) const {
-    return cycle(c.steps, c.steps ? std::max(double(c.rows - c.sequences) / c.steps, 1.0) : 0.0, c.rows);
+    return cycle(c.steps, c.drafting(), c.rows);
   }
   double plain(int sequences) const { return verify(sequences); }
   double draft_step(double drafting) const { return drafting > 0 ? draft_.at(drafting) : 0; }

@@ -119,7 +119,8 @@ void Scheduler::collect(std::vector<Output>& outputs) {
     commit(sequence, part, outputs);
   }
   const CycleCost cost = cost_of_collected();
-  if (!cycle_.limits().records || cost.rows == *cycle_.evidence().rows) controller_->observe(cost, judged_);  // else it had rows of who has left
+  const bool had_rows_of_who_left = (cycle_.limits().records && cost.rows != *cycle_.evidence().rows) || (collected_.steps > 0 && cost.steps == 0);
+  if (!had_rows_of_who_left) controller_->observe(cost, judged_);
   for (const auto& each : active_)
     if (each->slot < 0) controller_->forget(each->id);
   std::erase_if(active_, [](const auto& each) { return each->slot < 0; });
@@ -136,13 +137,13 @@ void Scheduler::measure_host() {
 }
 
 CycleCost Scheduler::cost_of_collected() const {
-  int drafts = 0, steps = 0;
+  int drafts = 0, steps = 0, draft_rows = 0;
   for (const Judged& each : judged_) {
-    drafts += each.tau;
+    drafts += each.tau, draft_rows += each.passes;
     steps = std::max(steps, each.passes);  // those behind the last early end had no rows
   }
   const int sequences = int(collected_.parts.size());
-  return {sequences, sequences + drafts, collected_.steps ? steps : 0, cycle_.draft_seconds(), cycle_.verify_seconds(), cycle_.sample_seconds() + host_seconds_};
+  return {sequences, sequences + drafts, collected_.steps ? steps : 0, cycle_.draft_seconds(), cycle_.verify_seconds(), cycle_.sample_seconds() + host_seconds_, draft_rows};
 }
 
 }  // namespace paceline

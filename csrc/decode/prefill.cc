@@ -57,7 +57,7 @@ void Scheduler::prefill(bool draft) {
   Recent& row_seconds = draft ? draft_row_seconds_ : target_row_seconds_;
   const double seconds_per_row = 1e-9 * double(stamps[1] - stamps[0]) / double(tokens.size());
   if (int(tokens.size()) >= kFewestRows) row_seconds.add(seconds_per_row);
-  controller_->observe_piece(seconds_per_row * double(tokens.size()));
+  if (somebody_decodes()) controller_->observe_piece(seconds_per_row * double(tokens.size()));
   for (const auto& [sequence, rows] : fed) {
     sequence->stats.prefill_time += seconds_since(start);
     ++sequence->stats.num_prefill_passes;
@@ -73,9 +73,8 @@ void Scheduler::prefill(bool draft) {
 // leaves, where somebody decodes: a prompt is read in eights even so, a draft that finds no time does not catch up.
 int Scheduler::prefill_rows(bool draft) const {
   const double spare = controller_->spare_seconds();
-  const auto decodes = [&](const auto& each) { return each->emitted_any(); };
   const int most = chunk_rows(draft);
-  if (std::isinf(spare) || std::none_of(active_.begin(), active_.end(), decodes)) return most;
+  if (std::isinf(spare) || !somebody_decodes()) return most;
   const double row = (draft ? draft_row_seconds_ : target_row_seconds_).most();
   const int rows = row > 0 ? int(std::min(spare / row, double(most))) : kFewestRows;
   return rows >= kFewestRows ? rows : draft ? 0 : std::min(kFewestRows, most);
@@ -86,6 +85,10 @@ int Scheduler::chunk_rows(bool draft) const {
   if (std::none_of(active_.begin(), active_.end(), waits)) return options_.prefill_chunk;
   if (options_.prefill_chunk_beside) return std::min(options_.prefill_chunk_beside, options_.prefill_chunk);
   return rows_beside((draft ? draft_row_seconds_ : target_row_seconds_).most(), plain_pass_seconds_.least(), options_.prefill_chunk);
+}
+
+bool Scheduler::somebody_decodes() const {
+  return std::any_of(active_.begin(), active_.end(), [](const auto& each) { return each->emitted_any(); });
 }
 
 bool Scheduler::lacks_prompt(const Sequence& sequence) const { return sequence.target_cached < sequence.length() - 1; }

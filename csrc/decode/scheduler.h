@@ -99,6 +99,7 @@ class Scheduler {
   int prefill_rows(bool draft) const;
   int chunk_rows(bool draft) const;
   bool lacks_prompt(const Sequence& sequence) const;
+  bool somebody_decodes() const;
   bool catch_up_due(const Sequence& sequence) const;
   bool may_catch_up(const Sequence& sequence) const;
   bool may_run_ahead() const;

@@ -8,7 +8,7 @@ namespace paceline {
 
 class Scheduler;
 
-// Its pages are its own from the first pass to the end, or until it is dropped. One at a time: there is one slot for it. Between two steps
+// Its pages are its own from the first pass to the end, or until it is dropped. One at a time, there being one slot for it: a second is a std::logic_error. Between two steps
 // only, like all that touches the scheduler, its destructor included.
 class Verification {
  public:

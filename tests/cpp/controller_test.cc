@@ -355,6 +355,20 @@ TEST(the_latency_target_is_kept_in_nineteen_windows_of_twenty) {
   CHECK(tokens / cycles > 2, "it drafts too little: ", tokens / cycles);
 }
 
+// Asking the draft how sure it is makes each of its steps three tenths dearer, and a cycle that asks is still within the target: just.
+TEST(asking_how_sure_the_draft_is_does_not_miss_a_latency_target) {
+  const auto controller = make_controller({.policy = Policy::latency, .tau = kTauMax, .latency_target = 1.47});
+  Simulation simulation(*controller, {"rising", 0.1, 0.05, 0.05}, {}, kTauMax, 1);
+  simulation.set_look(1.3), simulation.be_confident({"alike", .8, .8, .5});
+  simulation.begin(1);
+  int late = 0, drafted = 0;
+  for (int cycle = 0; cycle < 5000; ++cycle) {
+    simulation.cycle();
+    late += simulation.last_cycle_seconds() > 1.47, drafted += simulation.last_tau() > 0;
+  }
+  CHECK(late <= 2 && drafted > 4500, late, " late, ", drafted, " with drafts");
+}
+
 // Nothing is known of the machine at first: that is no reason to try three drafts. Without noise the target holds from the first cycle on, and
 // where plain decoding itself cannot keep it, plain decoding is what there is.
 TEST(a_latency_target_is_kept_from_the_first_cycle_on) {

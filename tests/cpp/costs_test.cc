@@ -77,4 +77,14 @@ TEST(a_cycle_is_the_sum_of_its_parts) {
   CHECK(near(costs.catch_up(10), 0.2, 1e-12));
 }
 
+// Drafts of four that all end at their first place: the pass had four rows, though none was verified.
+TEST(rows_that_ended_drafts_are_rows_of_the_drafts_pass) {
+  Costs costs(4, 40);
+  costs.add({1, 1, 0, 0.0, 1.0, 0.0});
+  costs.add({1, 2, 1, 0.1, 1.0, 0.0});
+  for (int i = 0; i < 8; ++i) costs.add({4, 4, 1, 0.3, 1.0, 0.0, 4});
+  CHECK(near(costs.draft_step(1), 0.1, 1e-12) && near(costs.draft_step(4), 0.3, 1e-12), costs.draft_step(1), " and ", costs.draft_step(4));
+  CHECK(near(costs.usual({4, 4, 1, 0.0, 0.0, 0.0, 4}), 1.3, 1e-12));
+}
+
 TEST_MAIN()

@@ -203,6 +203,33 @@ TEST(a_latency_target_bounds_pieces_too) {
   now.reset();
 }
 
+// The same of what `verify` reads, together with a piece of a prompt beside it.
+TEST(a_latency_target_bounds_verifications_too) {
+  constexpr double kPlain = 1e-3, kTarget = 2.3e-3;
+  ScriptedOptions options = options_of(3, 0);
+  options.engine.policy = Policy::latency;
+  options.engine.latency_target = kTarget;
+  options.engine.cycles_in_flight = 1;
+  ScriptedEngine engine(options, scripts());
+  auto& now = scripted_backend()->now;
+  now = 0;
+  engine.target->before_rows = [&](int rows) { *now += int64_t(1e9 * std::max(kPlain, rows * kPlain / 11.3)); };
+  engine.draft->before_rows = [&](int rows) { *now += int64_t(1e9 * std::max(kPlain / 10, rows * kPlain / 300)); };
+  engine.add(job_of(0, 2, 900));
+  for (int i = 0; i < 20; ++i) engine.step();
+  const auto verification = engine->begin_verification(engine.prompt(job_of(1, 600, 1)), {});
+  int pieces = 0;
+  for (bool done = false; !done; ++pieces) {
+    const int64_t before = *now;
+    done = engine->advance(*verification);
+    engine->step();  // not engine.step(): what a verification holds, no sequence does
+    CHECK(double(*now - before) <= 1e9 * kTarget, "piece ", pieces, " and a step took ", *now - before, " ns");
+  }
+  CHECK(pieces > 8, pieces, " pieces");
+  while (!engine.idle()) engine->step();
+  now.reset();
+}
+
 TEST(who_waits_for_a_slot_is_counted) {
   const auto texts = scripts();
   ScriptedEngine engine(options_of(2, 0), texts);

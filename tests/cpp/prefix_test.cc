@@ -248,6 +248,10 @@ TEST(verify_takes_the_pages_that_only_the_tree_holds) {
   options.prefix_cache_bytes = 0;
   Engine cold(backend(), target, nullptr, options);
   CHECK(warm == cold.verify(prefix, drafts));
+  {
+    const auto first = engine.begin_verification({1, 2}, {});
+    CHECK_THROWS(engine.begin_verification({1, 2}, {}), std::logic_error, "another one is under way");
+  }
   while (!engine.idle()) engine.step();
   CHECK(engine.verify(std::vector<int32_t>(300, 7), {}) == cold.verify(std::vector<int32_t>(300, 7), {}));
 }

@@ -105,6 +105,7 @@ class ScriptedEngine {
     texts_[id].job = job;
     return id;
   }
+  Engine* operator->() { return engine_.get(); }
   void cancel(int64_t id) { engine_->cancel(id); }
   bool idle() { return engine_->idle(); }
   int waiting() { return engine_->waiting(); }
