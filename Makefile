@@ -101,6 +101,7 @@ clean:
 
 # Without build isolation: cmake, ninja and pybind11 keep their place in .venv, so a second build compiles only what changed.
 .venv/installed: .venv/build $(CSRC) $(PACKAGE)
+	@echo "compiling the core: three to five minutes on 2 cores, the first time"
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation .
 	@touch $@
 

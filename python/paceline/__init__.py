@@ -4,15 +4,20 @@ import sys
 from importlib import import_module
 from importlib.metadata import version
 
-# The core's threads take the main interpreter's GIL: in another one they would wait for it for ever.
-for _name in ("_interpreters", "_xxsubinterpreters"):  # since CPython 3.13, and before
-    try:
-        _interpreters = import_module(_name)
-    except ImportError:
-        continue
-    if _interpreters.get_current() != _interpreters.get_main():
-        raise ImportError("[paceline] must be imported in the main interpreter, got a sub-interpreter: use threads or processes")
-    break
+
+def _refuse_sub_interpreters() -> None:
+    """The core's threads take the main interpreter's GIL: in another one they would wait for it for ever."""
+    for name in ("_interpreters", "_xxsubinterpreters"):  # since CPython 3.13, and before
+        try:
+            interpreters = import_module(name)
+        except ImportError:
+            continue
+        if interpreters.get_current() != interpreters.get_main():
+            raise ImportError("[paceline] must be imported in the main interpreter, got a sub-interpreter: use threads or processes")
+        return
+
+
+_refuse_sub_interpreters()
 
 import paceline._core
 

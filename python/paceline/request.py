@@ -98,8 +98,9 @@ class Request(Iterator[Chunk], AsyncIterator[Chunk]):
         except _core.NumericError:
             raise
         except BaseException:  # an interrupt on the way out: whoever catches it and goes on gets this one next
-            if at is not None and self._given == at + 1:
-                self._given = at
+            with self._consuming:
+                if at is not None and self._given == at + 1:
+                    self._given = at
             raise
 
     async def __anext__(self) -> Chunk:

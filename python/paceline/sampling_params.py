@@ -25,42 +25,46 @@ class SamplingParams:
     Processors run in this order, for draft and target alike: min_tokens, logit_bias, repetition, frequency and presence
     penalty, temperature, top_k, top_p (of what top_k left), min_p. Types are checked here, ranges when the request is made;
     either way the error is a ValueError that names the parameter.
+
+    Attributes:
+        max_tokens: Tokens to emit at most, at least 1. Where the context ends first (the engine's max_model_len), so does the text,
+            with finish_reason "length"; tokens within the context that kv_cache_tokens has no room for are a CapacityError. None: as
+            many as either holds.
+        min_tokens: EOS and stop ids are masked until that many tokens are out. Stop strings are not held back.
+        temperature: In [0, inf). 0 takes the largest logit, ties to the lowest id.
+        top_p: In (0, 1]; 1 = off.
+        top_k: At least 0; 0 = off.
+        min_p: In [0, 1], relative to the best token's probability; 0 = off.
+        repetition_penalty: Positive; 1 = off. Applied once per distinct token of prompt and output.
+        presence_penalty: Finite; 0 = off. Subtracted from the logit of every token of the output.
+        frequency_penalty: Finite; 0 = off. Subtracted once per occurrence in the output.
+        logit_bias: Finite values added to the logits of token ids, at most 1024.
+        seed: In [0, 2^64). Noise is a function of (seed, position, token id). None: drawn, and reported in the result.
+        stop: Strings that end the text, which is cut before them: at most 128, of 8192 bytes in all. Needs a tokenizer.
+        stop_token_ids: Token ids that end the text, besides the model's EOS.
+        ignore_eos: Go on past the model's EOS ids.
+        logprobs: Raw log-probabilities (temperature 1, before any processor) per emitted token: None = none, 0 = the chosen token's, k
+            <= 32 = and the k largest.
+        num_speculative_tokens: Draft tokens per cycle, 0 to 64 and at most the engine's. None = the engine's own; 0 = plain decoding.
+            Never changes the output.
     """
 
     max_tokens: int | None = None
-    """Tokens to emit at most, at least 1. Where the context ends first (the engine's max_model_len), so does the text, with finish_reason
-    "length"; tokens within the context that kv_cache_tokens has no room for are a CapacityError. None: as many as either holds."""
     min_tokens: int = 0
-    """EOS and stop ids are masked until that many tokens are out. Stop strings are not held back."""
     temperature: float = 0.0
-    """In [0, inf). 0 takes the largest logit, ties to the lowest id."""
     top_p: float = 1.0
-    """In (0, 1]; 1 = off."""
     top_k: int = 0
-    """At least 0; 0 = off."""
     min_p: float = 0.0
-    """In [0, 1], relative to the best token's probability; 0 = off."""
     repetition_penalty: float = 1.0
-    """Positive; 1 = off. Applied once per distinct token of prompt and output."""
     presence_penalty: float = 0.0
-    """Finite; 0 = off. Subtracted from the logit of every token of the output."""
     frequency_penalty: float = 0.0
-    """Finite; 0 = off. Subtracted once per occurrence in the output."""
     logit_bias: Mapping[int, float] | None = None
-    """Finite values added to the logits of token ids, at most 1024."""
     seed: int | None = None
-    """In [0, 2^64). Noise is a function of (seed, position, token id). None: drawn, and reported in the result."""
     stop: str | Sequence[str] | None = None
-    """Strings that end the text, which is cut before them: at most 128, of 8192 bytes in all. Needs a tokenizer."""
     stop_token_ids: Sequence[int] | None = None
-    """Token ids that end the text, besides the model's EOS."""
     ignore_eos: bool = False
-    """Go on past the model's EOS ids."""
     logprobs: int | None = None
-    """Raw log-probabilities (temperature 1, before any processor) per emitted token: None = none, 0 = the chosen token's,
-    k <= 32 = and the k largest."""
     num_speculative_tokens: int | None = None
-    """Draft tokens per cycle, 0 to 64 and at most the engine's. None = the engine's own; 0 = plain decoding. Never changes the output."""
 
     def __post_init__(self) -> None:
         for name, least, most in (("max_tokens", 1, checks.INT32_MAX), ("logprobs", 0, MAX_LOGPROBS), ("num_speculative_tokens", 0, MAX_TAU)):

@@ -121,7 +121,7 @@ def _microseconds(seconds: float) -> float:
 
 
 def read_timeline(path: Path) -> tuple[Trace, dict[int, str]]:
-    """(trace, texts) of a file that `write_timeline` wrote. Raises ValueError for any other, OSError."""
+    """(trace, texts) of a file that `write_timeline` wrote. Raises ValueError for any other."""
     try:
         told = json.loads(path.read_bytes())["paceline"]
         if told["format"] != FORMAT:
@@ -136,7 +136,7 @@ def read_timeline(path: Path) -> tuple[Trace, dict[int, str]]:
             raise ValueError("columns of different lengths")
         _check_ranges(columns, width)
         return Trace(**columns), {int(i): str(text) for i, text in told["texts"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"[trace] {path} must be a file of `engine.profile(path)` or `paceline generate --trace`, got: {error!r:.100}") from None
 
 

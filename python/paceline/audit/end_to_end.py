@@ -72,7 +72,7 @@ def walk(subject: Subject, rule: AcceptanceRule, prompts: Sequence[Sequence[int]
         target, draft = cold_rows(engine, text, subject.num_ids), cold_rows(subject.drafts, text, subject.draft_vocabulary)
         rows = scaled_rows(target, draft, text, subject.num_ids)
         p_target, p_draft = rows.laws
-        v = np.random.default_rng([seed, len(rule), i]).random(len(text.tokens))
+        v = np.random.default_rng([i + 1, seed, len(rule)]).random(len(text.tokens))
         return Taken(
             text.place, transform.transformed(p_target, p_draft, text.tokens, v),
             transform.transformed(law(rows.target / transform.TAMPERED_TEMPERATURE), p_draft, text.tokens, v) if i < TAMPERED_TEXTS else None,

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 from paceline.audit.run import TOKENS
@@ -21,7 +20,7 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
                        help="to decode from: a text per line, or FILE.jsonl with a JSON value per line, or FILE.json with a list (default: eight short ones)")
     audit.add_argument("--tokens", type=int, default=TOKENS, metavar="N", help=f"emitted from end to end under rejection, a sixth as many under coupled (default: {TOKENS})")
     audit.add_argument("--seed", type=int, default=None, metavar="N", help="of everything that is drawn (default: drawn, and in the report)")
-    audit.add_argument("--json", metavar="FILE", default=None, help="write the report there as well, as JSON")
+    audit.add_argument("--json", action="store_true", default=False, help="the report as one JSON object on stdout instead of the page")
     audit.add_argument("--max-num-seqs", type=int, default=NUM_SEQS, metavar="N", help=f"texts decoded at once (default: {NUM_SEQS})")
     add_models(audit)
 
@@ -32,7 +31,5 @@ def _run(parsed: argparse.Namespace) -> int:
     prompts = None if given["prompts"] is None else read_prompts(given["prompts"])
     with Engine(**engine_arguments(given), max_num_seqs=given["max_num_seqs"]) as engine:
         report = engine.audit(prompts, tokens=given["tokens"], seed=given["seed"])
-    print(report.page())
-    if given["json"] is not None:
-        Path(given["json"]).write_text(json.dumps(report.to_json(), indent=1) + "\n")
+    print(json.dumps(report.to_json(), indent=1) if given["json"] else report.page())
     return 0 if report.passed else 1

@@ -52,14 +52,13 @@ def _taus(found: Diagnosis) -> Iterator[str]:
     yield "Speedup by tau:"
     yield "  tau   tokens/cycle   cycle        predicted                measured"
     plain = found.measured.get(0)
-    for each in found.predictions:
-        if each.tau > max(8, found.tau, found.best_tau) and each.tau not in found.measured:
-            continue
+    shown = [each for each in found.predictions if each.tau <= max(8, found.tau, found.best_tau) or each.tau in found.measured]
+    for each in shown:
         measured = f"{found.measured[each.tau] / plain:.2f}" if plain and each.tau in found.measured else ""
         marks = "".join(mark for mark, there in (("  <- in use", each.tau == found.tau), ("  <- best", each.tau == found.best_tau)) if there)
         interval = f"{each.speedup:.2f} ({each.low:.2f} to {each.high:.2f})" + ("*" if each.extrapolated else "")
         yield f"  {each.tau:<5} {each.tokens_per_cycle:<14.2f} {1e3 * each.cycle_time:<8.3f} ms  {interval:<24} {measured:<6}{marks}".rstrip()
-    if any(each.extrapolated for each in found.predictions):
+    if any(each.extrapolated for each in shown):
         yield "  * beyond the passes that were seen"
 
 
