@@ -105,11 +105,10 @@ AutoController::Best AutoController::best_of_listed(const Pass& pass, int thresh
   return best;
 }
 
-// Now and then a threshold in force is lifted, to see what it hides. Under a limit every cycle looks: one in eight that took longer than the
-// others would be what is late.
+// Now and then a threshold in force is lifted, to see what it hides.
 float AutoController::stop_below() const {
-  const int64_t cycle = cycles_with_drafts_, look_every = std::isfinite(cycle_limit()) ? 1 : confidence_.knows() ? kLookEvery : kLookFirst;
-  if (threshold_ == 0) return cycle % look_every ? 0 : kOnlyLook;
+  const int64_t cycle = cycles_with_drafts_;
+  if (threshold_ == 0) return cycle % (confidence_.knows() ? kLookEvery : kLookFirst) ? 0 : kOnlyLook;
   return cycle % kLiftEvery ? ConfidenceTable::threshold(threshold_) : kOnlyLook;
 }
 

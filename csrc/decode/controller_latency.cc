@@ -11,6 +11,13 @@ constexpr double kStep = 0.02, kShareMissed = 0.005;
 
 }  // namespace
 
+// Every cycle with drafts asks how sure the draft is: if one in eight did, and took longer than the others, that one would be late.
+void LatencyController::choose(std::span<const Candidate> candidates, std::span<TauChoice> choices) {
+  AutoController::choose(candidates, choices);
+  for (size_t i = 0; i < choices.size(); ++i)
+    if (choices[i].tau > 0 && candidates[i].own < 0) choices[i].stop_below = std::max(choices[i].stop_below, kOnlyLook);
+}
+
 void LatencyController::observe(const CycleCost& cost, std::span<const Judged> judged) {
   const double expected = costs().usual(cost);
   if (expected > 0) ratio_[size_t(count_++ % int64_t(ratio_.size()))] = float(cost.total() / expected);

@@ -14,6 +14,7 @@ namespace paceline {
 class LatencyController : public AutoController {
  public:
   explicit LatencyController(const ControllerOptions& options) : AutoController(options), target_(options.latency_target) {}
+  void choose(std::span<const Candidate> candidates, std::span<TauChoice> choices) override;
   void observe(const CycleCost& cost, std::span<const Judged> judged) override;
   void observe_piece(double seconds) override { piece_ += seconds; }
   double spare_seconds() const override;

@@ -89,8 +89,9 @@ TEST(auto_is_better_than_every_fixed_tau_on_the_mix) {
 // A draft that knows when it guesses: where it does not is a threshold, worth nothing up to a third, and asking costs a step's tenth.
 TEST(auto_finds_the_confidence_below_which_drafts_do_not_pay) {
   const Confident drafts[] = {{"often sure", .96, .25, .8}, {"seldom sure", .97, .15, .5}, {"always alike", .75, .75, .5}};
+  const Machine machines[] = {kMachines[0], kMachines[1], {"dear", 0.4, 0.01, 0.0}};  // dear: a pass that only says that the draft is not sure costs as much
   for (double look : {1.0, 1.1})
-    for (const Machine& machine : kMachines)
+    for (const Machine& machine : machines)
       for (const Confident& draft : drafts) {
         double best = 0, best_fixed = 0, rate = 0;
         for (int tau = 0; tau <= kTauMax; ++tau) {
@@ -116,11 +117,11 @@ TEST(auto_finds_the_confidence_below_which_drafts_do_not_pay) {
 
 // A draft that thinks little of itself where it is right all the same; and one that becomes so while its drafts end early.
 TEST(what_a_draft_thinks_of_itself_is_not_believed_but_seen) {
-  const Confident modest{"modest", .95, .35, .5, .95};
+  const Confident modest{"modest", .95, .05, .5, .95};
   for (bool at_first : {false, true}) {
     const auto controller = automatic();
     Simulation simulation(*controller, kMachines[1], {}, kTauMax, seeds()[0]);
-    simulation.be_confident({"seldom sure", .95, .35, .5, at_first ? .05 : .95});
+    simulation.be_confident({"seldom sure", .95, .05, .5, at_first ? .05 : .95});
     simulation.begin(1);
     simulation.run(8000);
     simulation.be_confident(modest);
@@ -355,18 +356,44 @@ TEST(the_latency_target_is_kept_in_nineteen_windows_of_twenty) {
   CHECK(tokens / cycles > 2, "it drafts too little: ", tokens / cycles);
 }
 
-// Asking the draft how sure it is makes each of its steps three tenths dearer, and a cycle that asks is still within the target: just.
-TEST(asking_how_sure_the_draft_is_does_not_miss_a_latency_target) {
-  const auto controller = make_controller({.policy = Policy::latency, .tau = kTauMax, .latency_target = 1.47});
-  Simulation simulation(*controller, {"rising", 0.1, 0.05, 0.05}, {}, kTauMax, 1);
-  simulation.set_look(1.3), simulation.be_confident({"alike", .8, .8, .5});
-  simulation.begin(1);
-  int late = 0, drafted = 0;
-  for (int cycle = 0; cycle < 5000; ++cycle) {
-    simulation.cycle();
-    late += simulation.last_cycle_seconds() > 1.47, drafted += simulation.last_tau() > 0;
+// A draft that is lost once it was wrong, and says so: that is no reason to stop where it is not, since nobody gets there.
+TEST(what_the_draft_says_behind_a_rejection_is_not_heard) {
+  const auto controller = automatic();
+  std::mt19937_64 random(5);
+  std::uniform_real_distribution<double> uniform(0, 1);
+  int looks = 0;
+  for (int cycle = 0; cycle < 3000; ++cycle) {
+    const Candidate candidate{1, kTauMax, 0};
+    TauChoice choice{};
+    controller->choose({&candidate, 1}, {&choice, 1});
+    CHECK(choice.stop_below <= kOnlyLook, "cycle ", cycle, ": drafts end below ", choice.stop_below);
+    int accepted = 0;
+    while (accepted < choice.tau && uniform(random) < 0.8) ++accepted;
+    std::vector<float> confidence;
+    for (int place = 0; choice.stop_below > 0 && place < choice.tau; ++place) confidence.push_back(place <= accepted ? 0.95f : 0.05f);
+    looks += !confidence.empty();
+    const Judged judged{1, choice.tau, choice.tau, accepted, accepted + 1, false, confidence};
+    controller->observe({1, choice.tau + 1, choice.tau, 0.2 * choice.tau, 1 + 0.15 * choice.tau, 0.05}, {&judged, 1});
   }
-  CHECK(late <= 2 && drafted > 4500, late, " late, ", drafted, " with drafts");
+  CHECK(looks > 100, looks, " looks");
+}
+
+// Asking the draft how sure it is makes each of its steps three tenths dearer: as many drafts as are within the target unasked are not if it is
+// asked. On the first machine one draft fewer is, on the second none.
+TEST(asking_how_sure_the_draft_is_does_not_miss_a_latency_target) {
+  const struct { Machine machine; double target; int least; } cases[] = {{{"rising", 0.1, 0.05, 0.05}, 1.38, 4500}, {{"steep", 0.2, 0.15, 0.05}, 1.45, 0}};
+  for (const auto& each : cases) {
+    const auto controller = make_controller({.policy = Policy::latency, .tau = kTauMax, .latency_target = each.target});
+    Simulation simulation(*controller, each.machine, {}, kTauMax, 1);
+    simulation.set_look(1.3), simulation.be_confident({"alike", .8, .8, .5});
+    simulation.begin(1);
+    int late = 0, drafted = 0;
+    for (int cycle = 0; cycle < 5000; ++cycle) {
+      simulation.cycle();
+      late += simulation.last_cycle_seconds() > each.target, drafted += simulation.last_tau() > 0;
+    }
+    CHECK(late <= 2 && drafted >= each.least, each.machine.name, ": ", late, " late, ", drafted, " with drafts");
+  }
 }
 
 // Nothing is known of the machine at first: that is no reason to try three drafts. Without noise the target holds from the first cycle on, and
