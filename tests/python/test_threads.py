@@ -68,25 +68,26 @@ def test_two_engines_one_closed_while_the_other_runs():
 
 
 def test_the_gil_is_free_while_an_engine_works():
-    """The engine computes on one core, a counter in Python on the other: it keeps at least 70 % of the speed that it has beside a thread that computes
-    as long on that core without ever asking for the GIL. What others do on the machine hits both; the median of seven pairs, taken in turns, counts."""
-    def counted(work):
-        count, stop = 0, threading.Event()
+    """The engine computes on one core, a loop in Python on the other: it runs at least 80 % of the time that it runs beside a thread which computes
+    without ever asking for the GIL. Time on the processor, not turns of the loop: two threads of one core slow each other without any lock.
+    What others do on the machine hits both; the median of seven pairs, taken in turns, counts."""
+    def share(work):
+        """Of `work`'s seconds, those in which the loop ran."""
+        stop, ran = threading.Event(), []
 
-        def counter():
-            nonlocal count
+        def loop():
+            start, before = time.monotonic(), time.thread_time()
             while not stop.is_set():
                 for _ in range(1000):
-                    count += 1
+                    pass
+            ran.append((time.thread_time() - before) / (time.monotonic() - start))
 
-        thread = threading.Thread(target=counter)
+        thread = threading.Thread(target=loop)
         thread.start()
-        start, before = time.monotonic(), count
         work()
-        speed = (count - before) / (time.monotonic() - start)
         stop.set()
         thread.join()
-        return speed
+        return ran[0]
 
     data = b"x" * (1 << 24)
 
@@ -98,9 +99,9 @@ def test_the_gil_is_free_while_an_engine_works():
     with Engine(*demo_pair(), num_threads=1) as engine:
         pairs = []
         for _ in range(7):
-            beside = counted(lambda: engine.generate_batch([PROMPT] * 4, max_tokens=400, ignore_eos=True))
-            pairs.append(beside / counted(lambda: hash_for(0.2)))
-        assert sorted(pairs)[3] > 0.7, pairs  # 0.9 to 0.95; a thread that takes turns at the GIL leaves half, one that holds it nothing
+            beside = share(lambda: engine.generate_batch([PROMPT] * 4, max_tokens=400, ignore_eos=True))
+            pairs.append(beside / share(lambda: hash_for(0.2)))
+        assert sorted(pairs)[3] > 0.8, pairs  # a thread that takes turns at the GIL leaves half, one that holds it nothing
 
 
 # ---------------------------------------------------------------------------------------------------- signals
