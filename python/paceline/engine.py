@@ -123,6 +123,7 @@ class Engine:
             num_threads=num_threads, weights_cache=weights_cache, cost_cache=cost_cache)
         self._arguments = self._with_config(config, given)
         settings = resolve(**self._arguments)
+        settings.check_room()
         try:
             target_weights, target_note = settings.load(settings.target, settings.dtype)
             draft_weights, draft_note = settings.load(settings.draft, settings.draft_dtype) if settings.draft else (None, None)

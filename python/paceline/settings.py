@@ -73,16 +73,30 @@ class Settings:
         free = self.backend.free_bytes() if self.device == "cuda" else available_memory()
         return plan_memory(self.backend, core_config(self.target), self.dtype, draft, self.draft_dtype, self.for_core(), free)
 
+    def check_room(self) -> None:
+        """Before anything large is taken. A CPU's system promises more than it has, and ends whoever then uses it: no exception would come.
+
+        Raises CapacityError.
+        """
+        plan = self.plan()
+        taken = plan.total_bytes - (plan.weight_bytes if self.weights_cache else 0)  # mapped: what the system can take back
+        if self.device == "cpu" and taken > plan.available_bytes:
+            raise self._no_room("more than is available", plan)
+
     def no_room(self, error: Exception) -> _core.CapacityError:
         """How much an engine takes and what decides that, instead of the name of a call."""
         try:
-            plan = f"; {self.plan()}"
+            plan = self.plan()
         except (RuntimeError, MemoryError):  # no room even for that
-            plan = ""
+            plan = None
+        return self._no_room(str(error), plan)
+
+    def _no_room(self, why: str, plan: MemoryPlan | None) -> _core.CapacityError:
         dtypes = f"dtype={self.dtype!r}" + (f", draft_dtype={self.draft_dtype!r}" if self.draft else "")
         return _core.CapacityError(
             f"[Engine] no memory on device {self.device} for kv_cache_tokens={self.kv_cache_tokens}, max_num_seqs={self.max_num_seqs}, "
-            f"max_model_len={self.max_model_len}, {dtypes}: lower one of them, or take a smaller dtype ({error}){plan}")
+            f"max_model_len={self.max_model_len}, {dtypes}: lower one of them, or take a smaller dtype ({why})"
+            + (f"; {plan}" if plan else ""))
 
     def token_bytes(self) -> list[bytes]:
         """Empty without a tokenizer. Ids of the model that the tokenizer does not know cannot be chosen."""

@@ -38,6 +38,7 @@ for device in ("cuda", "cpu"):
 """
 
 
+@pytest.mark.slow
 def test_the_bundled_pair_on_cuda():
     said = run(TEXTS, **STUB)
     cuda, cpu = said["cuda"], said["cpu"]

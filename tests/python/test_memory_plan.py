@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import subprocess
 import sys
 
@@ -102,17 +101,20 @@ def test_a_plan_leaves_no_threads():
 
 
 def test_what_does_not_fit_says_how_much_it_is():
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (1 << 36, hard))
-    try:
-        plan = Engine.plan(*demo_pair(), kv_cache_tokens=2**24, kv_dtype="fp32")
-        with pytest.raises(paceline.CapacityError) as error:
-            Engine(*demo_pair(), kv_cache_tokens=2**24, kv_dtype="fp32")
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    plan = Engine.plan(*demo_pair(), kv_cache_tokens=2**24, kv_dtype="fp32")
+    with pytest.raises(paceline.CapacityError) as error:
+        Engine(*demo_pair(), kv_cache_tokens=2**24, kv_dtype="fp32")
     assert not plan.fits
     assert str(error.value).endswith(f"; {str(plan).rpartition(', ')[0]}, {str(error.value).rpartition(', ')[2]}")
     assert f"KV caches {plan.kv_cache_bytes / 1e9:,.3f} GB" in str(error.value) and str(error.value).endswith(" GB available")
+
+
+def test_weights_that_are_mapped_need_no_room(monkeypatch, tmp_path):
+    monkeypatch.setattr("paceline.settings.available_memory", lambda: 12_000_000)  # of 23 for the weights, 9 for all else
+    with pytest.raises(paceline.CapacityError, match="more than is available"):
+        Engine(*demo_pair(), max_model_len=512)
+    with Engine(*demo_pair(), max_model_len=512, weights_cache=tmp_path) as engine:
+        assert len(engine.generate("a", max_tokens=3).token_ids) == 3
 
 
 ON_CUDA = """
