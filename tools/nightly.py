@@ -1,4 +1,4 @@
-"""What takes longer than `make test`, bounded to about an hour: `make nightly`.
+"""What takes longer than `make test`, bounded to about an hour: `make nightly`. What has not ended by then has failed, and says so.
 
     python tools/nightly.py               all parts, even if one fails; a summary with seconds; exit status 1 if any failed
     python tools/nightly.py PART...       these
@@ -20,15 +20,27 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build/test"
 PYTHON = sys.executable
 STATISTICS = ("law_test", "conditional_law_test", "acceptance_test", "seeds_test", "numeric_test")
+HOUR = 3600  # seconds that all parts together have
 
 
 class Failed(Exception):
     pass
 
 
+class Clock:
+    """How much of the hour is left."""
+
+    end = float("inf")
+
+    @classmethod
+    def left(cls):
+        return cls.end - time.monotonic()
+
+
 def call(*command, seconds, **settings):
-    """Run it; its output is ours. Beyond its time it has failed."""
+    """Run it; its output is ours. Beyond its time, or the hour, it has failed."""
     print("  $", *(f"{name}={value}" for name, value in settings.items()), *command, flush=True)
+    seconds = round(max(1, min(seconds, Clock.left())))
     try:
         done = subprocess.run([*map(str, command)], cwd=ROOT, env=os.environ | settings, timeout=seconds, stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired:
@@ -98,6 +110,11 @@ def decay(seed):
     call(PYTHON, "tests/soak/decay.py", "--minutes", "4", "--seed", seed % 2**32, seconds=600)
 
 
+def lengths(seed):
+    """What a cycle takes at every length, and what a draft that is never right costs: no cliff."""
+    call(PYTHON, "tests/soak/lengths.py", seconds=600)
+
+
 def soak(seed):
     """200,000 short requests of every fate, and 1,000,000 tokens against serial plain decoding."""
     call(PYTHON, "tests/soak/soak.py", "endurance", "--seed", seed % 2**32, seconds=1200)
@@ -110,7 +127,7 @@ def audit(seed):
     call(PYTHON, "tests/audit/alarms.py", "--minutes", "8", "--seed", seed, seconds=900)
 
 
-PARTS = {part.__name__: part for part in (statistics, machines, asan, tsan, fuzz, allocations, resources, decay, soak, audit)}
+PARTS = {part.__name__: part for part in (statistics, machines, asan, tsan, fuzz, allocations, resources, decay, lengths, soak, audit)}
 
 
 def main():
@@ -123,6 +140,8 @@ def main():
     seed = secrets.randbelow(2**31) if options.seed is None else options.seed
     print(f"seed {seed}: python tools/nightly.py --seed {seed} repeats this run", flush=True)
     lines, failed = [], []
+    if not options.parts:
+        Clock.end = time.monotonic() + HOUR
     for name in options.parts or PARTS:
         print(f"==== {name}: {PARTS[name].__doc__}", flush=True)
         start, result, why = time.monotonic(), PASSED, ""

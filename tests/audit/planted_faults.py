@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT / "tests/cpp"))
 import mutants  # noqa: E402
 
 PLACE = ROOT / "build/audit"
-SOURCE, BUILD, PACKAGE = PLACE / "source", PLACE / "build", PLACE / "package"
+SOURCE, BUILD, PACKAGE = PLACE / "source", PLACE / "source/build/module", PLACE / "package"
 TOKENS = 6_000  # from end to end: faults are not subtle
 # A failure need not repeat with four times the tokens: that guards sound engines against chance.
 AUDIT = "import sys; from paceline.audit import run; run.REPEAT = 1; from paceline.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -37,7 +37,7 @@ def refresh():
 
 
 def configure():
-    mutants.run("cmake", "-S", SOURCE, "-B", BUILD, "-G", "Ninja", "-DPACELINE_PYTHON=ON", "-DPACELINE_TESTS=OFF", "-DPACELINE_CUDA=OFF",
+    mutants.run(SOURCE, "cmake", "-S", SOURCE, "-B", BUILD, "-G", "Ninja", "-DPACELINE_PYTHON=ON", "-DPACELINE_TESTS=OFF", "-DPACELINE_CUDA=OFF",
                 f"-DCMAKE_CXX_FLAGS={mutants.WARNINGS}", f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11_directory()}")
 
 
@@ -48,7 +48,7 @@ def pybind11_directory():
 
 def build():
     """None, or what the compiler said."""
-    said = mutants.run("cmake", "--build", BUILD, "--target", "_core", check=False)
+    said = mutants.run(SOURCE, "cmake", "--build", BUILD, "--target", "_core", check=False)
     if said is None:
         (module,) = BUILD.glob("_core*.so")
         shutil.copyfile(module, PACKAGE / "paceline" / module.name)

@@ -27,9 +27,6 @@ import tomllib
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SECONDS = 300  # a mutant that hangs is found as well
 WARNINGS = " ".join(f"-Wno-error=unused-{what}" for what in ("variable", "parameter", "but-set-variable", "function"))  # a bug may leave some
-# What is sound was compiled before, by `make test` or for another worker, from the same place relative to the build and but for WARNINGS with the
-# same flags: the compiler cache has it.
-CACHE = {"CCACHE_IGNOREOPTIONS": WARNINGS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,22 +45,17 @@ class Mutant:
 
 
 class Worker:
-    """A copy of the sources with its own build. `sound`: the (test, texts) that passed without a mutant, of all workers."""
+    """A copy of the sources with its own build. `sound`: the (test, texts) that passed without a mutant, of all workers.
+
+    What is sound was compiled before, by `make test` or by another worker, from the same place relative to the build and, but for WARNINGS, with
+    the same flags: a compiler cache has it.
+    """
 
     def __init__(self, index, sound):
         self.source, self.build, self.sound = ROOT / f"build/mutants/{index}", ROOT / f"build/mutants/{index}/build/test", sound
         self.refresh()
-        self.run("cmake", "-S", self.source, "-B", self.build, "-G", "Ninja", "-DPACELINE_TESTS=ON", "-DPACELINE_PYTHON=OFF", "-DPACELINE_CUDA=OFF",
+        run(self.source, "cmake", "-S", self.source, "-B", self.build, "-G", "Ninja", "-DPACELINE_TESTS=ON", "-DPACELINE_PYTHON=OFF", "-DPACELINE_CUDA=OFF",
             f"-DCMAKE_CXX_FLAGS={WARNINGS}")
-
-    def run(self, *command, check=True):
-        """None if it succeeds, else what it printed."""
-        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=os.environ | CACHE | {"CCACHE_BASEDIR": str(self.source)})
-        if done.returncode == 0:
-            return None
-        if check:
-            raise SystemExit(f"{' '.join(map(str, command))}:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
-        return done.stdout[-3000:] + done.stderr[-3000:]
 
     def refresh(self):
         """Bring changed files over, and only those: ninja goes by their times."""
@@ -89,7 +81,7 @@ class Worker:
         build = "cmake", "--build", self.build, "--target", parts_of(mutant.test)[1]
         test = mutant.test, mutant.texts
         if test not in self.sound:
-            self.run(*build)
+            run(self.source, *build)
             passed, said = self.test(*test)
             if not passed:
                 return "UNSOUND", said
@@ -98,7 +90,7 @@ class Worker:
         original = path.read_text()
         path.write_text(mutant.planted(original))
         try:
-            built = self.run(*build, check=False)
+            built = run(self.source, *build, check=False)
             if built is not None:
                 return "BROKEN", built
             passed, said = self.test(mutant.test, mutant.texts)
@@ -111,6 +103,17 @@ def parts_of(test):
     """[settings, program, arguments...]."""
     words = test.split()
     return [dict(word.split("=") for word in words if "=" in word), *(word for word in words if "=" not in word)]
+
+
+def run(source, *command, check=True):
+    """A step of the build of `source`. None if it succeeds, else what it printed."""
+    settings = os.environ | {"CCACHE_BASEDIR": str(source), "CCACHE_IGNOREOPTIONS": WARNINGS}
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=settings)
+    if done.returncode == 0:
+        return None
+    if check:
+        raise SystemExit(f"{' '.join(map(str, command))}:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
+    return done.stdout[-3000:] + done.stderr[-3000:]
 
 
 def shuffled(mutants):

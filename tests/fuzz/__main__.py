@@ -1,8 +1,10 @@
-"""python -m tests.fuzz [--target NAME]... [--seconds N] [--seed S]: every target for N seconds each, in a process of its own.
+"""python -m tests.fuzz [--target NAME]... [--seconds N] [--seed S]: every target for N seconds, in a process of its own, as many at once as there are cores.
 
 Findings are printed and kept in tests/fuzz/corpus/TARGET; the exit status is 1 when there is one. A process that ends by a signal is one."""
 
 import argparse
+import concurrent.futures
+import os
 import pathlib
 import secrets
 import subprocess
@@ -17,7 +19,7 @@ LARGEST = 10  # findings of one kind are many: the first ones tell
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("--target", action="append", choices=list(TARGETS), help="(default: all, one after the other)")
+    parser.add_argument("--target", action="append", choices=list(TARGETS), help="(default: all)")
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", type=int, help="(default: a fresh one, printed)")
     parser.add_argument("--inside", metavar="DIR", help=argparse.SUPPRESS)
@@ -25,8 +27,11 @@ def main() -> int:
     seed = secrets.randbits(32) if given.seed is None else given.seed
     if given.inside:
         return _run(given.target[0], given.seconds, seed, pathlib.Path(given.inside))
-    failed = [name for name in given.target or TARGETS if not _in_a_process(name, given.seconds, seed)]
-    print(f"fuzz: {len(failed)} of {len(given.target or TARGETS)} targets with findings" + (": " + ", ".join(failed) if failed else ""))
+    names = given.target or list(TARGETS)
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as each:
+        sound = each.map(lambda name: _in_a_process(name, given.seconds, seed), names)
+    failed = [name for name, passed in zip(names, sound, strict=True) if not passed]
+    print(f"fuzz: {len(failed)} of {len(names)} targets with findings" + (": " + ", ".join(failed) if failed else ""))
     return 1 if failed else 0
 
 

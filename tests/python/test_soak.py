@@ -4,6 +4,7 @@ import dataclasses
 import json
 import random
 
+import lengths
 import pytest
 import soak
 import workload
@@ -70,3 +71,12 @@ def test_slopes_and_trends():
     assert abs(growth) < 1 and least < 0.5 and abs(soak.trend(flat)) < 3.72
     growth, least = soak.slope(xs, [y + 10 * x for x, y in zip(xs, flat, strict=True)])
     assert 9 < growth < 11 and least > 8 and soak.trend([y + 10 * x for x, y in zip(xs, flat, strict=True)]) > 3.72
+
+
+def test_a_cliff_is_seen():
+    choose = random.Random(2)
+    rising = [1 + 0.0005 * i + choose.uniform(0, 0.05) for i in range(900)]
+    assert lengths.largest_jump(rising)[0] < 1.05
+    ratio, at = lengths.largest_jump([each * (1.25 if i >= 512 else 1) for i, each in enumerate(rising)])
+    assert at == 512 and 1.2 < ratio < 1.3
+    assert lengths.mistakes_in({"plain": (ratio, 1.2), "drafts": (1.1, 1.2)}) == [f"plain: {ratio:.2f}, at most 1.2"]
