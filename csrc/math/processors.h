@@ -7,6 +7,7 @@
 
 namespace paceline {
 
+constexpr float kLargest = 3.402823466e+38f, kMinusInfinity = -__builtin_inff();
 constexpr int kMaxLogitBias = 1024;   // entries of logit_bias a request may have
 constexpr int kMaxStopTokens = 128;   // EOS and stop ids a request may have
 constexpr int kMaxTopLogprobs = 32;   // alternatives reported per token
@@ -50,6 +51,9 @@ struct ProcessedRow {
   int32_t fault;        // RowFault
   double temperature;
 };
+
+// The logit's distance from the largest, in units of the temperature: <= 0.
+PACELINE_HD double scaled(const ProcessedRow& row, float logit) { return (double(logit) - double(row.l_max)) / row.temperature; }
 
 enum RowFault : int32_t {
   kRowSound = 0,

@@ -8,8 +8,6 @@
 namespace paceline::cpu::PACELINE_ISA {
 namespace {
 
-constexpr float kLargest = 3.402823466e+38f, kMinusInfinity = -__builtin_inff();
-
 int first_index_of(const float* l, int n, float value) {
   for (int i = 0; i < n; ++i)
     if (l[i] == value) return i;
@@ -148,8 +146,6 @@ float max_of(const float* l, int n) {
   for (int j = 1; j < kLanes; ++j) m = lane[j] > m ? lane[j] : m;
   return m;
 }
-
-double scaled(const ProcessedRow& row, float logit) { return (double(logit) - double(row.l_max)) / row.temperature; }
 
 ProcessedRow process(const RowTask& task, const SamplingScratch& scratch) {
   const SlotParams& p = *task.params;

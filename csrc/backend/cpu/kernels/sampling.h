@@ -57,6 +57,5 @@ namespace avx512_bf16 { const SamplingKernels& sampling_kernels(); }
 namespace paceline::cpu::PACELINE_ISA {
 ProcessedRow process(const RowTask& task, const SamplingScratch& scratch);
 float max_of(const float* logits, int n);
-double scaled(const ProcessedRow& row, float logit);  // (logit - l_max) / temperature
 }  // namespace paceline::cpu::PACELINE_ISA
 #endif

@@ -13,7 +13,6 @@ namespace paceline::cuda {
 
 constexpr int kChunk = 2048;  // ids per block of a sweep
 constexpr int kSweepThreads = 256;
-constexpr float kLargest = 3.402823466e+38f, kMinusInfinity = -__builtin_inff();
 
 constexpr int kDigitBits = 11, kBuckets = 1 << kDigitBits;  // of the keys of logits, where rows are cut
 
@@ -182,9 +181,5 @@ __device__ __forceinline__ ProcessedRow processed(const ChoosingRows& rows, int 
 
 // Nothing is drawn: the argmax is the token. A temperature below the normal numbers is zero, as on hosts that flush them.
 PACELINE_HD bool is_greedy(double temperature) { return temperature < 0x1p-1022; }
-
-__device__ __forceinline__ double scaled(const ProcessedRow& row, float logit) {
-  return (double(logit) - double(row.l_max)) / row.temperature;
-}
 
 }  // namespace paceline::cuda
