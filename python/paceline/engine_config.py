@@ -1,4 +1,4 @@
-"""A file of engine arguments, as `paceline tune` writes it and `Engine(config=...)` reads it."""
+"""A file of engine arguments, as `paceline tune` writes it and `Engine(config=...)` and `--config` read it."""
 
 import json
 from collections.abc import Mapping
@@ -27,6 +27,12 @@ def with_config(path: Path, given: Mapping[str, Any], defaults: Mapping[str, Any
 
     Raises ModelFileError for a file that is none.
     """
+    told = read_config(path)
+    return {name: told[name] if name in told and _is_default(value, defaults.get(name)) else value for name, value in given.items()}
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Arguments of NAMES. Raises ModelFileError for a file that is none."""
     told = read_json(path, MAX_FILE)
     if told.pop("paceline_config", None) != FORMAT:
         raise ModelFileError(f'{path}: expected "paceline_config": {FORMAT}, found another file or format')
@@ -34,7 +40,7 @@ def with_config(path: Path, given: Mapping[str, Any], defaults: Mapping[str, Any
     unknown = sorted(told.keys() - set(NAMES))
     if unknown:
         raise ModelFileError(f"{path}: expected {', '.join(NAMES)}, found {shown(unknown[0])}")
-    return {name: told[name] if name in told and _is_default(value, defaults.get(name)) else value for name, value in given.items()}
+    return told
 
 
 def _is_default(value: Any, default: Any) -> bool:

@@ -2,11 +2,13 @@
 
 import asyncio
 import inspect
+import json
 import os
 
 import paceline
 import pytest
 from paceline import Engine, SamplingParams, called, demo_pair, other_names
+from paceline.cli import main
 from paceline.commands import doctor
 from paceline.arguments import THREADS_PER_CORE
 from test_engine_api import overflowing
@@ -118,3 +120,8 @@ def test_threads_are_honoured_within_reason():
 def test_only_what_looks_like_a_model_of_the_hub_is_said_not_to_be_downloaded(given):
     with pytest.raises(ValueError, match="no such directory$"):
         Engine(given)
+
+
+def test_the_doctor_speaks_json(capsys):
+    assert main(["doctor", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == doctor.diagnosis()

@@ -189,6 +189,18 @@ def test_a_config_may_lie_and_be_read_anywhere(tmp_path, monkeypatch):
     paceline.Engine(config=tmp_path / "pair.json", warmup=False).close()
 
 
+def test_commands_read_a_config_and_what_is_said_beside_it_counts_more(tmp_path, capsys):
+    write_config(tmp_path / "pair.json", {"target": TARGET, "draft": DRAFT, "num_speculative_tokens": 3}, {})
+    drafted = []
+    for beside in ([], ["--num-speculative-tokens", "1"]):
+        assert main(["generate", "import os", "--config", str(tmp_path / "pair.json"), "--max-tokens", "8", "--json", *beside]) == 0
+        drafted.append(len(json.loads(capsys.readouterr().out)["stats"]["drafted_per_position"]))
+    assert drafted == [3, 1]
+    (tmp_path / "pair.json").write_text("{}")
+    assert main(["generate", "import os", "--config", str(tmp_path / "pair.json")]) == 1
+    assert 'expected "paceline_config": 1' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("content, error, said", [
     ("{", ModelFileError, "expected JSON"), ("{}", ModelFileError, '"paceline_config": 1'), ({"paceline_config": 2}, ModelFileError, "another file or format"),
     ({"paceline_config": 1, "trust": 1}, ModelFileError, "found trust"),

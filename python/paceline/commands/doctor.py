@@ -1,6 +1,7 @@
 """`paceline doctor`: what this installation has and can do, and why CUDA is not used where it is not."""
 
 import argparse
+import json
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
@@ -10,7 +11,8 @@ from paceline.cuda import find_cuda
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser("doctor", help="what this installation has and can do, and why CUDA is not used where it is not")
-    parser.set_defaults(run=lambda parsed: run_doctor())
+    parser.set_defaults(run=lambda parsed: run_doctor(json_output=parsed.json))
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout instead of lines")
 
 
 def diagnosis() -> dict[str, str | None]:
@@ -27,9 +29,9 @@ def diagnosis() -> dict[str, str | None]:
         "cuda engine": _cuda_engine(str(cuda.plugin)) if cuda.reason is None else f"not used: {cuda.reason}"}
 
 
-def run_doctor() -> None:
-    for name, value in diagnosis().items():
-        print(f"{name + ':':16}{value or 'none'}")
+def run_doctor(*, json_output: bool) -> None:
+    found = diagnosis()
+    print(json.dumps(found) if json_output else "\n".join(f"{name + ':':16}{value or 'none'}" for name, value in found.items()))
 
 
 def _cuda_engine(plugin: str) -> str:

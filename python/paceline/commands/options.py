@@ -2,11 +2,13 @@
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any, get_args
 
 from paceline.arguments import DEFAULT_NGRAM_TAU, DEFAULT_TAU, NGRAM, AcceptanceRule, Drafter, Dtype, KvDtype, Policy
 from paceline.bundled import demo_pair
 from paceline.devices import Device
+from paceline.engine_config import read_config
 from paceline.sampling_params import MAX_TAU
 
 ENGINE_OPTIONS = ("target", "draft", "drafter", "tokenizer", "device", "dtype", "draft_dtype", "kv_dtype", "acceptance", "max_model_len",
@@ -40,6 +42,7 @@ def add_models(parser: argparse.ArgumentParser, *, tuned: bool = False) -> None:
 
 
 def _add_drafting(models: "argparse._ArgumentGroup") -> None:
+    models.add_argument("--config", metavar="FILE", help="as `paceline tune --out` writes it; what is said beside it counts more")
     models.add_argument("--drafter", choices=get_args(Drafter), help="chain: the text itself too, beside a draft's checkpoint (default: auto)")
     models.add_argument("--draft-dtype", choices=("auto", *get_args(Dtype)), help="of the draft's weights (default: auto)")
     models.add_argument("--policy", choices=get_args(Policy), help="who chooses how many drafts a cycle has (default: fixed)")
@@ -53,8 +56,9 @@ def _add_drafting(models: "argparse._ArgumentGroup") -> None:
 
 def engine_arguments(given: dict[str, Any]) -> dict[str, Any]:
     """Of the engine, the bundled pair where no target is named."""
-    engine_options = {name: given[name] for name in ENGINE_OPTIONS if name in given}
-    if "target" not in given:
+    told = read_config(Path(given["config"])) if "config" in given else {}
+    engine_options = told | {name: given[name] for name in ENGINE_OPTIONS if name in given}
+    if "target" not in engine_options:
         if given.get("draft", NGRAM) != NGRAM:
             raise ValueError("--draft needs --target: the bundled pair is used as a pair")
         engine_options["target"], bundled_draft = demo_pair()
