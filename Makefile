@@ -1,7 +1,7 @@
 # make demo    generate from the bundled pair, plain and speculative
 # make test    the tests, C++ and Python; at most 10 minutes on 2 cores
 # make slow-test  those that take longer: the whole CUDA engine on the host, laws with a cycle launched ahead, soaks, the GPU gate over its stub
-# make asan    the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer; SKIP='a_test|b_test' leaves some out
+# make asan    the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer; PART=short, as .ci/run has it, or PART=long, as nightly: half of them
 # make tsan    the C++ tests that share things between threads, under ThreadSanitizer
 # make mutants plant every known bug and see its test fail; MINUTES=15: as many as that time allows
 # make audit-mutants  plant engine faults and see `paceline audit` find and name each of them
@@ -55,8 +55,10 @@ slow-test: .venv/installed .venv/test build/test/built
 	$(BIN)/pytest -q -ra -n $(JOBS) -m slow
 
 # Statistics with few texts: the sanitizers need every path, not the power.
+LONG := invariance_test|law_test|acceptance_test|extremes_test|simt_engine_test|_ahead
 asan: build/asan/built
-	PACELINE_LAW_N=5000 $(CTEST) --test-dir build/asan --output-on-failure -j $(JOBS) -E '(parity|law)_test_ahead$(if $(SKIP),|$(SKIP))'
+	PACELINE_LAW_N=5000 $(CTEST) --test-dir build/asan --output-on-failure -j $(JOBS) $(if $(filter long,$(PART)),-R '$(LONG)') \
+	  -E '(parity|law)_test_ahead$(if $(filter short,$(PART)),|$(LONG))'
 
 # Only what threads share. ThreadSanitizer of gcc 12 wants its addresses where a kernel with much randomisation does not put them.
 TSAN_TESTS := thread_pool_test engine_thread_test

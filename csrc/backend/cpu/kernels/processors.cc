@@ -34,9 +34,13 @@ int first_digits(const float* l, int n, float from, int bits, uint64_t* histogra
   uint32_t highest = 0;
   for (int first = 0; first < n; first += 64) {
     const int count = n - first < 64 ? n - first : 64;
+    uint32_t any = 0;
+    for (int i = 0; i < count; ++i) any |= l[first + i] >= from ? 1u : 0u;
+    if (!any) continue;  // most, behind a top-k
     uint64_t part[64];
     uint32_t bucket[64];
-    for (int i = 0; i < count; ++i) part[i] = l[first + i] >= from ? weight(l[first + i]) : 0;
+    for (int i = 0; i < count; ++i) part[i] = weight(l[first + i]);  // of all: a condition here would be a branch
+    for (int i = 0; i < count; ++i) part[i] = l[first + i] >= from ? part[i] : 0;
     for (int i = 0; i < count; ++i) bucket[i] = key_of(l[first + i]) >> (32 - bits);
     for (int i = 0; i < count; ++i) highest = bucket[i] > highest ? bucket[i] : highest;
     for (int i = 0; i < count; ++i) histogram[bucket[i]] += part[i];
@@ -48,12 +52,18 @@ int first_digits(const float* l, int n, float from, int bits, uint64_t* histogra
 template <class Weight>
 int next_digits(const float* l, int n, float from, uint32_t prefix, int fixed_bits, int bits, uint64_t* histogram, Weight weight) {
   int highest = 0;
-  for (int i = 0; i < n; ++i) {
-    const uint32_t key = key_of(l[i]);
-    if (!(l[i] >= from && key >> (32 - fixed_bits) == prefix)) continue;
-    const int bucket = (key >> (32 - fixed_bits - bits)) & ((1 << bits) - 1);
-    histogram[bucket] += weight(l[i]);
-    highest = bucket > highest ? bucket : highest;
+  for (int first = 0; first < n; first += 64) {
+    const int count = n - first < 64 ? n - first : 64;
+    uint8_t is_one[64] = {};
+    for (int i = 0; i < count; ++i) is_one[i] = (l[first + i] >= from) & (key_of(l[first + i]) >> (32 - fixed_bits) == prefix);
+    uint64_t mask = 0;
+    for (int i = 0; i < 64; ++i) mask |= uint64_t(is_one[i]) << i;
+    for (; mask; mask &= mask - 1) {  // few have them all
+      const float logit = l[first + __builtin_ctzll(mask)];
+      const int bucket = (key_of(logit) >> (32 - fixed_bits - bits)) & ((1 << bits) - 1);
+      histogram[bucket] += weight(logit);
+      highest = bucket > highest ? bucket : highest;
+    }
   }
   return highest;
 }
