@@ -1,6 +1,7 @@
 """The registry of rows and the page made from it: nothing is named that does not exist, and nothing passes that did not run."""
 
 import re
+import tomllib
 
 import nightly
 import pytest
@@ -25,6 +26,13 @@ def test_there_are_seventy_six_rows():
 def test_every_test_part_and_planted_bug_exists():
     assert reliability.missing(runs.pytest_nodes()) == {}
     assert reliability.wrong_bugs() == []
+
+
+def test_every_planted_bug_finds_its_text():
+    for path in ("tests/cpp/mutants.toml", "tests/audit/faults.toml"):
+        lost = [mutant["name"] for mutant in tomllib.loads((ROOT / path).read_text())["mutant"]
+                if (ROOT / mutant["file"]).read_text().count(mutant["old"]) != 1]
+        assert lost == [], path
 
 
 def test_the_page_is_made_of_the_registry():
