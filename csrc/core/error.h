@@ -4,9 +4,12 @@
 // Everything else is one of the types below (RuntimeError in Python). Nothing aborts, exits or prints.
 #pragma once
 
+#include <charconv>
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <string_view>
+#include <type_traits>
 
 namespace paceline {
 
@@ -35,11 +38,21 @@ struct EngineDead : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+template <class Part>
+void say(std::ostringstream& text, const Part& part) {
+  if constexpr (std::is_floating_point_v<Part>) {
+    char digits[32];  // as many as tell it from every other: 1.0000001 is not 1
+    text << std::string_view(digits, size_t(std::to_chars(digits, digits + sizeof digits, part).ptr - digits));
+  } else {
+    text << part;
+  }
+}
+
 // message("[generate] top_p must be in (0, 1], got ", p)
 template <class... Parts>
 std::string message(const Parts&... parts) {
   std::ostringstream text;
-  (text << ... << parts);
+  (say(text, parts), ...);
   return text.str();
 }
 

@@ -1,6 +1,7 @@
 // Prompts are read in pieces between cycles: the target's, and the draft's once the first token is out.
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "decode/scheduler.h"
 #include "math/cycle_rules.h"
@@ -8,14 +9,16 @@
 namespace paceline {
 
 // At most one pass, whichever model needs it; where both do, they take turns. So whoever decodes waits for one piece of one prompt at most
-// between two of its cycles, and neither model's prompts wait for the other's to end.
+// between two of its cycles, and neither model's prompts wait for the other's to end. Nor for verifications: where one has had its pass
+// since the last step, prompts wait for the next, and then it does.
 void Scheduler::prefill() {
   bool target_due = false, draft_due = false;
   for (const auto& each : active_) {
     target_due |= lacks_prompt(*each);
     draft_due |= may_catch_up(*each);
   }
-  if (!target_due && !draft_due) return;
+  prompt_is_next_ = std::exchange(verification_passed_, false) && somebody_decodes() && (target_due || draft_due);
+  if (prompt_is_next_ || (!target_due && !draft_due)) return;
   const bool draft = draft_due && (!target_due || draft_is_next_);
   draft_is_next_ = !draft;
   prefill(draft);

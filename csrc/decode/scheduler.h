@@ -126,6 +126,8 @@ class Scheduler {
   Recent target_row_seconds_, draft_row_seconds_;  // of prefill passes
   Recent plain_pass_seconds_;                // of the target's passes in cycles: few more rows than one cost little more
   bool draft_is_next_ = true;                       // where both models have prompts to read
+  bool verification_passed_ = false;                // since the last step
+  bool prompt_is_next_ = false;                     // a piece was put off for that pass
   std::deque<std::unique_ptr<Sequence>> waiting_;   // in order of arrival
   std::vector<std::unique_ptr<Sequence>> active_;   // in order of admission
   std::vector<bool> slot_taken_;

@@ -18,7 +18,8 @@ class Verification {
   Verification(const Verification&) = delete;
   Verification& operator=(const Verification&) = delete;
 
-  // One pass, over a piece of the prefix or some of the drafts. Whether it was the last.
+  // One pass, over a piece of the prefix or some of the drafts; none where a prompt that gave way to the last one is read first. Whether it was
+  // the last.
   bool advance();
   // [drafts + 1, target vocab] log-softmax of the raw logits, row t conditioned on prefix and drafts[0, t).
   std::vector<float>& logprobs() { return logprobs_; }

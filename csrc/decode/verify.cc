@@ -40,6 +40,7 @@ Verification::~Verification() {
 // Whoever decodes waits for one such pass at most between two of its cycles, as for a piece of a prompt, and as long.
 bool Verification::advance() {
   Scheduler& s = scheduler_;
+  if (s.prompt_is_next_ && !s.active_.empty()) return false;
   const bool reads = fed_ < first_;  // only: no logits
   RowsBuffer& rows = reads ? s.prefill_rows_ : s.verify_rows_;
   const int end = std::min(reads ? first_ : total(), fed_ + std::min(rows.capacity(), s.prefill_rows(false)));
@@ -60,6 +61,7 @@ bool Verification::advance() {
     s.backend_.download(logprobs_.data() + (fed_ - first_) * v, s.verify_logprobs_.as<float>(), (end - fed_) * v * sizeof(float));
   }
   if (s.somebody_decodes()) s.controller_->observe_piece(1e-9 * double(stamps[1] - stamps[0]));
+  s.verification_passed_ = true;
   fed_ = end;
   return fed_ == total();
 }

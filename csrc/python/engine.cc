@@ -27,7 +27,9 @@ py::array_t<float> verify(EngineThread& self, const std::vector<int32_t>& prefix
     const auto call = self.verify(prefix, drafts, logprobs);
     const py::ssize_t vocab_size = self.engine()->target_vocab_size();
     wait_for([&](std::chrono::nanoseconds at_most) { return call->wait(at_most); }, std::nullopt);
-    return py::array_t<float>({py::ssize_t(drafts.size() + 1), vocab_size}, logprobs->data());
+    auto owned = std::make_unique<std::vector<float>>(std::move(*logprobs));  // the array's: a copy of gigabytes would hold the GIL
+    const py::capsule owner(owned.get(), [](void* values) { delete static_cast<std::vector<float>*>(values); });
+    return py::array_t<float>({py::ssize_t(drafts.size() + 1), vocab_size}, owned.release()->data(), owner);
   });
 }
 
@@ -118,6 +120,7 @@ void bind_engine(py::module_& m) {
              const Unlocked unlocked;
              self.close();
            })
+      .def_property_readonly("target_vocab_size", [](const EngineThread& self) { return self.engine()->target_vocab_size(); })
       .def_property_readonly("weight_bytes", [](const EngineThread& self) { return self.engine()->weight_bytes(); })
       .def_property_readonly("kv_bytes", [](const EngineThread& self) { return self.engine()->kv_bytes(); })
       .def_property_readonly("workspace_bytes", [](const EngineThread& self) { return self.engine()->workspace_bytes(); });

@@ -45,6 +45,8 @@ DEFAULT_NGRAM_TAU = 7  # proposals cost nothing, rows of the target little; runs
 DEFAULT_TAU = 3  # near the knee of verification cost on CPUs; the bundled pair is fastest at 2 or 3
 DEFAULT_TAU_MAX = 8  # where a policy chooses up to it
 MAX_ROWS = 512  # of a verify pass
+SHRINKING = 8
+"""Characters that a tokenizer's normaliser may make one of."""
 THREADS_PER_CORE = 8  # at most; more than one is only ever slower
 
 
@@ -245,20 +247,28 @@ def _vocab_size(target: Checkpoint, words: Tokenizer | None) -> int:
     return size
 
 
-def prompt_ids(prompt: Prompt, tokenizer: Tokenizer | None) -> list[int]:
+def prompt_ids(prompt: Prompt, tokenizer: Tokenizer | None, most: int | None = None) -> list[int]:
+    """most: ids that there is room for. Text that cannot be so few is refused before it is looked at, which takes seconds for megabytes."""
     if isinstance(prompt, str):
-        return _with_tokenizer(tokenizer, "text").encode(checks.text("generate", "prompt", prompt))
+        return _encoded(_with_tokenizer(tokenizer, "text"), checks.text("generate", "prompt", prompt), most, special_tokens=True)
     if isinstance(prompt, Mapping):
         raise ValueError("[generate] prompt must be text, token ids or messages, got one message: put it into a list")
     parts = checks.items("generate", "prompt", "text, token ids or messages", prompt)
     if are_messages(parts):
         text = render_messages("generate", "prompt", parts, tokenizer)
-        return _with_tokenizer(tokenizer, "messages").encode(text, special_tokens=False)  # a template writes them itself
+        return _encoded(_with_tokenizer(tokenizer, "messages"), text, most, special_tokens=False)  # a template writes them itself
     if any(isinstance(each, Mapping) for each in parts):
         raise ValueError("[generate] prompt must be text, token ids or messages, got messages among others")
     if any(isinstance(each, str) for each in parts):
         raise ValueError("[generate] prompt must be text, token ids or messages, got several texts: generate_batch takes several prompts")
     return checks.token_ids("generate", "prompt", parts)
+
+
+def _encoded(tokenizer: Tokenizer, text: str, most: int | None, *, special_tokens: bool) -> list[int]:
+    if most is not None and len(text) > (limit := SHRINKING * most * tokenizer.longest_token):
+        raise ValueError(f"[generate] prompt must be at most {limit} characters, {SHRINKING} times the longest token ({tokenizer.longest_token} bytes) "
+                         f"for each of max_model_len = {most}, got {len(text)}")
+    return tokenizer.encode(text, special_tokens=special_tokens)
 
 
 def render_messages(where: str, name: str, messages: Sequence[Any], tokenizer: Tokenizer | None, **options: Any) -> str:

@@ -2,6 +2,7 @@
 
 import operator
 import os
+from collections.abc import Set
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -54,10 +55,10 @@ def text(where: str, name: str, value: str) -> str:
     return value
 
 
-def items(where: str, name: str, expected: str, value: Any) -> tuple[Any, ...]:
-    """A sequence that is not text."""
+def items(where: str, name: str, expected: str, value: Any, *, ordered: bool = True) -> tuple[Any, ...]:
+    """Of what is not text. ordered: nor a set."""
     try:
-        if isinstance(value, (str, bytes)):
+        if isinstance(value, (str, bytes)) or ordered and isinstance(value, Set):
             raise TypeError
         return tuple(value)
     except TypeError:

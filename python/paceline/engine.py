@@ -21,6 +21,7 @@ from paceline.devices import Device
 from paceline.diagnosis.diagnose import Diagnosis, diagnose_traces
 from paceline.diagnosis.measure import diagnose_engine
 from paceline.engine_config import with_config
+from paceline.kv_budget import available_memory
 from paceline.memory_plan import MemoryPlan
 from paceline.request import Request
 from paceline.results import Chunk, GenerationResult, Stats, Verification
@@ -223,9 +224,13 @@ class Engine:
     def verify(self, prefix_ids: Sequence[int], draft_ids: Sequence[int]) -> Verification:
         """The target's log-probabilities after the prefix and after each draft token: .logprobs, float32
         [len(draft_ids) + 1, vocab_size of config.json]. prefix_ids must not be empty. It is fed in passes between the cycles of running requests,
-        which wait for one of them at a time; max_num_seqs * (num_speculative_tokens + 1) rows of the answer are of one pass."""
+        which wait for one of them at a time; max_num_seqs * (num_speculative_tokens + 1) rows of the answer are of one pass. Raises ValueError,
+        or CapacityError: no pages for it beside what runs, or no memory for the answer."""
         prefix = checks.token_ids("verify", "prefix_ids", prefix_ids)
         drafts = checks.token_ids("verify", "draft_ids", draft_ids)
+        size, free = 4 * (len(drafts) + 1) * self._core.target_vocab_size, available_memory()
+        if size > free:
+            raise _core.CapacityError(f"[verify] {len(drafts) + 1} rows are {size / 1e9:,.3f} GB, {free / 1e9:,.3f} GB are available: ask for fewer at a time")
         return Verification(self._core.verify(prefix, drafts))
 
     def audit(self, prompts: Sequence[Prompt] | None = None, *, tokens: int = 60_000, seed: int | None = None) -> "AuditReport":
@@ -339,8 +344,10 @@ class Engine:
     def close(self) -> None:
         """End the engine's thread after the cycle it is in, and give the memory back. Requests under way, and later calls, end with a
         RuntimeError, after what they were given before."""
-        self._keep_costs()
-        self._core.close()
+        try:
+            self._keep_costs()
+        finally:
+            self._core.close()
 
     def __repr__(self) -> str:
         shown = ("target", "draft", "device", "dtype", "num_speculative_tokens", "acceptance", "max_model_len", "max_num_seqs")
@@ -391,7 +398,7 @@ class Engine:
         if sampling_params is not None and not isinstance(sampling_params, SamplingParams):
             checks.refuse("generate", "sampling_params", "a SamplingParams", sampling_params)
         params = dataclasses.replace(sampling_params or SamplingParams(), **overrides)._drawn()
-        return prompt_ids(prompt, self._tokenizer), params
+        return prompt_ids(prompt, self._tokenizer, self.info["max_model_len"]), params
 
 
 @contextlib.contextmanager
@@ -412,5 +419,6 @@ _live: weakref.WeakSet[Engine] = weakref.WeakSet()
 def _close_all() -> None:
     """Before the interpreter goes: an engine's thread must not outlive it. Threads that still wait for an engine stay where they are."""
     _core.interpreter_ends()
-    for engine in list(_live):
-        engine.close()
+    with contextlib.ExitStack() as each:  # all of them, whatever one raises
+        for engine in list(_live):
+            each.callback(engine.close)

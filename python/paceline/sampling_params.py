@@ -14,7 +14,7 @@ MAX_LOGPROBS = 32
 _refuse = functools.partial(checks.refuse, "SamplingParams")
 _integer = functools.partial(checks.integer, "SamplingParams")
 _real = functools.partial(checks.real, "SamplingParams")
-_items = functools.partial(checks.items, "SamplingParams")
+_items = functools.partial(checks.items, "SamplingParams", ordered=False)
 
 
 @with_hints

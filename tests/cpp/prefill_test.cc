@@ -230,6 +230,29 @@ TEST(a_latency_target_bounds_verifications_too) {
   now.reset();
 }
 
+// Who decodes waits for one pass of either between two of its cycles, and both come to their end.
+TEST(a_verification_and_a_prompt_take_turns) {
+  for (const bool with_stream : {true, false}) {
+    ScriptedEngine engine(options_of(3, 40), scripts());
+    if (with_stream) engine.add(job_of(0, 2, 900));
+    for (int i = 0; i < 5; ++i) engine.step();
+    engine.add(job_of(2, 600, 40));
+    auto verification = engine->begin_verification(engine.prompt(job_of(1, 600, 1)), {});
+    int steps = 0;
+    for (bool done = false; !done; ++steps) {
+      CHECK(steps < 100, "it never ends");
+      const int before = engine.target->passes();
+      done = engine->advance(*verification);
+      engine->step();
+      if (with_stream) CHECK(engine.target->passes() - before <= 2, "step ", steps, ": ", engine.target->passes() - before, " passes");
+    }
+    const int pieces = (599 + 39) / 40;
+    if (with_stream) CHECK(steps >= 2 * pieces - 1, steps, " steps for 2 times ", pieces, " pieces");
+    verification.reset();
+    while (!engine.idle()) engine->step();
+  }
+}
+
 TEST(who_waits_for_a_slot_is_counted) {
   const auto texts = scripts();
   ScriptedEngine engine(options_of(2, 0), texts);

@@ -172,7 +172,7 @@ def test_stats_add_up():
     ({"presence_penalty": float("inf")}, "presence_penalty must be finite"), ({"seed": -1}, "seed must be"), ({"seed": 2**64}, "seed must be"),
     ({"logprobs": 33}, r"logprobs must be in \[0, 32\], got 33"), ({"logprobs": -1}, r"logprobs must be in \[0, 32\], got -1"),
     ({"stop": "a\udc80"}, r"\[generate\] stop must be valid Unicode text, got a lone surrogate at index 1"), ({"stop": ""}, "stop strings must not be empty"),
-    ({"stop": [b"x"]}, "stop must be a string"), ({"stop_token_ids": [2048]}, r"stop_token_ids must be in \[0, 2048\)"),
+    ({"stop": [b"x"]}, "stop must be a string"), ({"top_p": 1.0000001}, r"in \(0, 1\], got 1.0000001$"), ({"stop_token_ids": [2048]}, r"stop_token_ids must be in \[0, 2048\)"),
     ({"logit_bias": {2048: 1.0}}, "logit_bias ids must be"), ({"logit_bias": {1: float("nan")}}, "logit_bias values"),
     ({"logit_bias": [1]}, "logit_bias must be a mapping"), ({"ignore_eos": 1}, "ignore_eos must be a bool"),
     ({"num_speculative_tokens": 5}, r"num_speculative_tokens must be in \[0, 4\], got 5: raise it in Engine"),
@@ -189,6 +189,7 @@ def test_a_bad_parameter_is_named(engine, options, message):
     ("", "prompt must have at least 1 token"), ([], "prompt must have at least 1 token"), ([1, 2048], r"must be in \[0, 2048\), got 2048"),
     ([-1], "must be in"), ([2**40], "must be in"), ([1.5], "must be an int, got 1.5"), (7, "prompt must be text, token ids or messages, got 7"),
     ([1] * 512, "prompt must be shorter than max_model_len = 512"), (b"bytes", "prompt must be text, token ids or messages, got b'bytes'"),
+    ({1, 2}, "prompt must be text, token ids or messages, got {1, 2}"), (frozenset([1]), "prompt must be text, token ids or messages, got frozenset"),
     (["a", "b"], "prompt must be text, token ids or messages, got several texts: generate_batch takes several prompts"),
     ("ab\ud800c", r"\[generate\] prompt must be valid Unicode text, got a lone surrogate at index 2")])
 def test_a_bad_prompt_is_named(engine, prompt, message):
@@ -271,6 +272,37 @@ def test_what_cannot_fit_names_the_parameter():
             engine.generate(PROMPT, max_tokens=5000)
         assert engine.generate([1] * 9, ignore_eos=True).finish_reason == "length"
         assert len(engine.generate(PROMPT, max_tokens=20).token_ids) == 20
+
+
+def test_text_that_cannot_fit_is_refused_unread(monkeypatch):
+    with Engine(*demo_pair()) as engine:
+        limit = 8 * 512 * engine._tokenizer.longest_token
+        with pytest.raises(ValueError, match="prompt must be shorter than max_model_len = 512"):
+            engine.generate("a " * (limit // 2))
+        monkeypatch.setattr(type(engine._tokenizer), "encode", None)  # it would take seconds
+        for prompt in ("a" * (limit + 1), "hello " * 10**7):
+            with pytest.raises(ValueError, match=rf"^\[generate\] prompt must be at most {limit} characters, .* of max_model_len = 512, got {len(prompt)}$"):
+                engine.generate(prompt)
+
+
+def test_an_answer_that_memory_does_not_hold_is_refused(engine, monkeypatch):
+    monkeypatch.setattr("paceline.engine.available_memory", lambda: 100_000)
+    with pytest.raises(paceline.CapacityError, match=r"^\[verify\] 20 rows are 0.000 GB, 0.000 GB are available: ask for fewer at a time"):
+        engine.verify([1], [2] * 19)
+    assert engine.verify([1], [2]).logprobs.shape == (2, 2048)
+
+
+def test_an_interrupt_while_costs_are_kept_does_not_keep_an_engine_open(monkeypatch, tmp_path):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    engine = Engine(*demo_pair(), policy="auto", cost_cache=tmp_path)
+    engine.generate(PROMPT, max_tokens=60, ignore_eos=True)
+    monkeypatch.setattr("paceline.engine.kinds_of_cycles", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        engine.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        engine.generate(PROMPT)
 
 
 def test_a_closed_engine_says_so():

@@ -101,8 +101,11 @@ def test_rows_are_bad_without_tests_and_with_any_that_did_not_pass(capsys):
     for result in (reliability.FAILED, reliability.MISSING, reliability.NOT_RUN):
         assert reliability.show([row | dict(tests=["a", "b"])], {"a": "passed", "b": result}, {}) == 1
     assert reliability.show([row | dict(tests=[])], {}, {}) == 1
-    assert reliability.show([row | dict(tests=["nightly soak"])], {}, {"nightly soak": ["failed", "2026-01-01"]}) == 0
-    assert "last failed 2026-01-01" in capsys.readouterr().out
+    for kept, tier, bad in ((["failed", "2026-01-01"], "nightly", 1), (["passed", "2026-01-01"], "nightly", 0), (None, "nightly", 1), (None, "gpu", 0)):
+        elsewhere = row | dict(tests=["nightly soak"], tier=tier)
+        kept = {"nightly soak": kept} if kept else {}
+        assert reliability.show([elsewhere], {}, kept) == bad and reliability.holds(elsewhere, {}, kept) == (not bad)
+    assert "failed 2026-01-01" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("results, said", [

@@ -67,7 +67,13 @@ def test_two_engines_one_closed_while_the_other_runs():
             assert request.result().token_ids == want
 
 
-def test_the_gil_is_free_while_an_engine_works():
+def refused_text(engine):
+    with pytest.raises(ValueError, match="shorter than max_model_len = 512"):
+        engine.generate("hello world " * 9000)
+
+
+@pytest.mark.parametrize("kind", ["generate", "verify", "text"])
+def test_the_gil_is_free_while_an_engine_works(kind):
     """The engine computes on one core, a loop in Python on the other: it runs at least 80 % of the time that it runs beside a thread which computes
     without ever asking for the GIL. Time on the processor, not turns of the loop: two threads of one core slow each other without any lock.
     What others do on the machine hits both; the median of seven pairs, taken in turns, counts."""
@@ -96,10 +102,12 @@ def test_the_gil_is_free_while_an_engine_works():
         while time.monotonic() < end:
             hashlib.sha256(data).digest()  # lets go of the GIL, as an engine should
 
+    work = {"generate": lambda engine: engine.generate_batch([PROMPT] * 4, max_tokens=400, ignore_eos=True),
+            "verify": lambda engine: engine.verify([1] * 256, [2] * 256), "text": refused_text}
     with Engine(*demo_pair(), num_threads=1) as engine:
         pairs = []
         for _ in range(7):
-            beside = share(lambda: engine.generate_batch([PROMPT] * 4, max_tokens=400, ignore_eos=True))
+            beside = share(lambda: work[kind](engine))
             pairs.append(beside / share(lambda: hash_for(0.2)))
         assert sorted(pairs)[3] > 0.8, pairs  # a thread that takes turns at the GIL leaves half, one that holds it nothing
 
@@ -130,24 +138,30 @@ for i in range(25):
                 engine.generate_batch(["def f("] * 5, max_tokens=480, ignore_eos=True)
             elif kind == "verify":
                 engine.verify([1] * 300, [2] * 200)
+            elif kind == "text":
+                try: engine.generate("hello world " * 5000)
+                except ValueError: pass
             else:
                 paceline.Engine(*paceline.demo_pair(), num_threads=2).close()
     except KeyboardInterrupt:
         waited.append(time.monotonic() - sent[0])
     thread.join()
     assert engine.generate("import ", max_tokens=50).token_ids == want
-print("interrupted", sorted(waited)[len(waited) // 2])
+print("interrupted", sorted(waited)[-2])
 assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 """
 
 
-@pytest.mark.parametrize("kind", ["generate", "stream", "batch", "verify", "load"])
+@pytest.mark.parametrize("kind", ["generate", "stream", "batch", "verify", "text", "load"])
 def test_ctrl_c(kind):
-    done = run(INTERRUPTED, kind)
-    word, median = (done.stdout.split() + ["", "inf"])[:2]
-    assert (word, done.returncode) == ("interrupted", 0), done.stderr
-    if kind != "load":  # the tokenizers library reads its file in one call
-        assert float(median) < 1.0  # 50 ms and a cycle; the rest is room for a machine that others use too
+    """Within 100 ms and a cycle, 24 of 25 times; once more where others had the machine."""
+    for last in (False, True):
+        done = run(INTERRUPTED, kind)
+        word, late = (done.stdout.split() + ["", "inf"])[:2]
+        assert (word, done.returncode) == ("interrupted", 0), done.stderr
+        if float(late) < 0.15 or kind == "load":  # the tokenizers library reads its file in one call
+            break
+        assert not last, late
 
 
 CAUGHT = """

@@ -150,7 +150,7 @@ def endurance(options):
     xs, memory, latency = zip(*served, strict=True)
     growth, least_growth = slope(xs, memory)
     found = list(counts.wrong)
-    if least_growth > options.bytes_per_request:
+    if growth > options.bytes_per_request and least_growth > 0:
         found.append(f"memory grows by {growth:.1f} bytes per request, by at least {least_growth:.1f} with 95 % confidence")
     if trend(latency) > options.trend:
         found.append(f"latency rises: Mann-Kendall {trend(latency):.1f}")
