@@ -44,6 +44,9 @@ def engines_of(target, draft, taus, threads):
         yield f"draft model, tau {tau}", {"target": target, "draft": draft, "num_speculative_tokens": tau, **common}
         yield f"n-gram, tau {tau}", {"target": target, "draft": "ngram", "num_speculative_tokens": tau, **common}
         yield f"chain, tau {tau}", {"target": target, "draft": draft, "drafter": "chain", "num_speculative_tokens": tau, **common}
+    yield "draft model, auto", {"target": target, "draft": draft, "policy": "auto", **common}
+    yield "n-gram, auto", {"target": target, "draft": "ngram", "policy": "auto", **common}
+    yield "chain, auto", {"target": target, "draft": draft, "drafter": "chain", "policy": "auto", **common}
 
 
 def measure(engine, prompt, **sampling):

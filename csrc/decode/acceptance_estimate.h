@@ -11,7 +11,9 @@ namespace paceline {
 // Warmuth 1998). A steady draft is known by the slow one to a per cent; where acceptance comes in runs the quick one follows them.
 class AcceptanceEstimate {
  public:
-  explicit AcceptanceEstimate(double prior) { mean_.fill(prior); }
+  static constexpr double kPriorAcceptance = 0.6;
+
+  explicit AcceptanceEstimate(double prior = kPriorAcceptance) { mean_.fill(prior); }
 
   double next() const {
     double sum = 0;

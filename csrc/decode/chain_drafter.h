@@ -8,28 +8,28 @@
 
 namespace paceline {
 
-// Drafts accepted per cycle, of late: what is ten cycles old counts a third.
-struct RecentAcceptance {
-  double accepted;
-  void add(double value) { accepted += 0.1 * (value - accepted); }
+// Of late: what is ten cycles old counts a third.
+struct DecayedMean {
+  double value;
+  void add(double each) { value += 0.1 * (each - value); }
 };
 
-// What a sequence has shown of its sources so far. Runs of the n-gram are told apart by the length of their match: 2, 3 to 4, 5 to 8, more.
+// What a sequence has shown of its sources so far, per cycle. Runs of the n-gram are told apart by the class of their match.
 struct SourceHistory {
-  RecentAcceptance model;
-  std::array<RecentAcceptance, 4> ngram;
+  DecayedMean model_accepted, model_drafted;
+  std::array<DecayedMean, kMatchClasses> ngram_accepted;
 };
-int match_class(int match_length);
 
-// Whose cycle emits more tokens per unit of cost, as things went of late. run: the tokens the n-gram has, after a match of match_length. It
-// goes by tokens and acceptance, never by a clock: with the same requests and seeds the choice is the same.
-DraftSource choose_source(const SourceHistory& history, int match_length, int run, int tau, double draft_cost);
+// Whose cycle emits more tokens per unit of cost, as things went of late. most: drafts that the model may have. With a fixed tau it goes by tokens
+// and acceptance, never by a clock: with the same requests and seeds the choice is the same. A policy that knows what cycles cost here says so.
+DraftSource choose_source(const SourceHistory& history, const Proposal& ngram, int most, double draft_cost);
 
 class ChainDrafter final : public Drafter {
  public:
   ChainDrafter(Backend& backend, const Limits& limits);
 
   bool on_host() const override { return true; }
+  void set_draft_cost(double draft_cost) override { draft_cost_ = draft_cost; }
   void start(int slot) override;
   Proposal propose(int slot, std::span<const int32_t> text, int most, int32_t* run) override;
   void learn(int slot, DraftSource source, int tau, int accepted, std::span<const int32_t> emitted) override;
@@ -38,8 +38,8 @@ class ChainDrafter final : public Drafter {
  private:
   // The n-gram's last run: it is judged by what was emitted, whoever drafted.
   struct Run {
-    int match_length = 0, length = 0;
-    const int32_t* tokens = nullptr;
+    int match = 0;
+    std::span<const int32_t> tokens;
   };
 
   NgramDrafter ngram_;

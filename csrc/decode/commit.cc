@@ -60,9 +60,12 @@ void Scheduler::commit(Sequence& sequence, const Flight::Part& part, std::vector
   stats.sample_time += output.sample_time;
 
   const int drafts_and_end = result.looked ? result.looked : std::min(part.most - 1, output.tau + result.draft_fault);
-  judged_.push_back({sequence.id, part.source == DraftSource::model ? drafts_and_end : 0, output.tau, result.accepted, kept, sequence.params.num_speculative_tokens >= 0, cycle_.confidence(slot)});
+  const std::span<const int32_t> emitted{cycle_.tokens(slot), size_t(result.emitted)}, run{cycle_.offers(slot), size_t(part.run)};
+  const int right = right_of(run, emitted), seen = std::min(part.run, result.emitted);
+  judged_.push_back({sequence.id, part.source == DraftSource::model ? drafts_and_end : 0, output.tau, result.accepted, kept, sequence.params.num_speculative_tokens >= 0,
+                     cycle_.confidence(slot), part.match, right, std::min(right + 1, seen)});
   record(sequence, part, output);
-  drafter_->learn(slot, part.source, result.tau, result.accepted, {cycle_.tokens(slot), size_t(result.emitted)});
+  drafter_->learn(slot, part.source, result.tau, result.accepted, emitted);
   sequence.tokens.insert(sequence.tokens.end(), output.tokens.begin(), output.tokens.end());
   sequence.target_cached = result.target_cached;
   sequence.draft_cached = result.draft_cached;

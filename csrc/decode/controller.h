@@ -11,6 +11,7 @@
 #include <span>
 
 #include "decode/costs.h"
+#include "decode/drafter.h"
 #include "decode/tau_reason.h"
 
 namespace paceline {
@@ -30,6 +31,8 @@ struct Candidate {
   int most;  // drafts it can take: of its length and the draft's context
   int lag;   // positions of it that the draft has to read in a pass of their own before it can propose
   int own = -1;  // drafts that it has asked for itself: it gets them
+  DraftSource source = DraftSource::model;  // ngram: the host has them, and no pass of the draft is run for it
+  int match = 0;                            // of those, the class of their match
 };
 
 struct TauChoice {
@@ -45,6 +48,8 @@ struct Judged {
   int passes, tau, accepted, emitted;  // passes: of the draft that were run for it; tau: drafts that were verified, one less where they ended early
   bool own = false;  // its tau was its own
   std::span<const float> confidence = {};  // of the draft at each place that was looked at
+  int match = 0;                           // what the host had, drafted or not: the class of its match,
+  int run_right = 0, run_judged = 0;       // and how many of its first tokens came out, of how many of which that is known
 };
 
 class Controller {
@@ -61,6 +66,8 @@ class Controller {
   // long; and how long that may take.
   virtual void observe_piece(double) {}
   virtual double spare_seconds() const { return std::numeric_limits<double>::infinity(); }
+  // Of a pass of the draft, in passes of the target; 0 = nobody has measured it.
+  virtual double draft_cost() const { return 0; }
 };
 
 std::unique_ptr<Controller> make_controller(const ControllerOptions& options);

@@ -7,7 +7,6 @@
 namespace paceline {
 namespace {
 
-constexpr double kPriorAcceptance = 0.6;
 constexpr int kProbeTau = 1, kProbeCycles = 4;
 constexpr int64_t kShortestWait = 8, kLongestWait = 4096;  // plain cycles before a probe: doubled by each that fails
 constexpr int kGoodCycles = 12;           // of speculation after a probe: it was a success
@@ -17,8 +16,7 @@ constexpr double kHiccup = 2;             // a cycle is charged at most this man
 }  // namespace
 
 AutoController::AutoController(const ControllerOptions& options)
-    : options_(options), costs_(options.max_sequences, options.max_sequences * (options.tau + 1)), pooled_(kPriorAcceptance),
-      first_wait_(kShortestWait), passes_since_plain_(kMeasureEvery - kMeasureFirst) {
+    : options_(options), costs_(options.max_sequences, options.max_sequences * (options.tau + 1)), first_wait_(kShortestWait), passes_since_plain_(kMeasureEvery - kMeasureFirst) {
   drafts_.reserve(size_t(options.max_sequences) * options.tau);
   verify_seconds_.reserve(size_t(options.max_sequences) * (options.tau + 1) + 1);
 }
@@ -28,7 +26,9 @@ double AutoController::cycle_limit() const { return std::numeric_limits<double>:
 AutoController::Request& AutoController::request(int64_t id) {
   const auto found = requests_.find(id);
   if (found != requests_.end()) return found->second;
-  Request fresh{AcceptanceEstimate(pooled_.next())};
+  Request fresh;
+  fresh.acceptance = AcceptanceEstimate(pooled_.next());
+  for (int i = 0; i < kMatchClasses; ++i) fresh.host_acceptance[i] = AcceptanceEstimate(pooled_host_[i].next());
   fresh.wait = ledger_.has_paid() ? kShortestWait : first_wait_;
   return requests_.emplace(id, fresh).first->second;
 }
@@ -82,7 +82,8 @@ void AutoController::choose(std::span<const Candidate> candidates, std::span<Tau
   };
   const bool all_may_be_plain = std::none_of(candidates.begin(), candidates.end(), [](const Candidate& each) { return each.own > 0; });
   if (passes_since_plain_ >= kMeasureEvery && all_may_be_plain) return everybody(TauReason::measure, 0);
-  if (!costs_.knows_plain() || !costs_.knows_draft()) return everybody(TauReason::start, std::min(start_tau(), options_.tau));
+  const bool asks_draft = std::any_of(candidates.begin(), candidates.end(), [](const Candidate& each) { return each.source == DraftSource::model && each.most > 0; });
+  if (!costs_.knows_plain() || (asks_draft && !costs_.knows_draft())) return everybody(TauReason::start, std::min(start_tau(), options_.tau));
 
   double reserved = 0;
   int probe_rows = 0, probe_steps = 0;
@@ -91,10 +92,13 @@ void AutoController::choose(std::span<const Candidate> candidates, std::span<Tau
     choices[i] = {0, r.why};
     if (candidates[i].own >= 0) {
       choices[i] = {candidates[i].own, TauReason::request};
-      probe_rows += std::min(candidates[i].own, candidates[i].most);
-      probe_steps = std::max(probe_steps, std::min(candidates[i].own, candidates[i].most));
+      const int drafts = std::min(candidates[i].own, candidates[i].most);
+      probe_rows += drafts;
+      probe_steps = candidates[i].source == DraftSource::model ? std::max(probe_steps, drafts) : probe_steps;
     } else if (candidates[i].most < 1) {
       choices[i].reason = best_reason();
+    } else if (candidates[i].source == DraftSource::ngram) {  // has no plain stretches: what it would have drafted is judged all the same
+      choices[i] = ledger_.balance() < 0 ? TauChoice{0, TauReason::slower} : TauChoice{-1, best_reason()};
     } else if (wants_probe(r, candidates[i], sequences, &reserved)) {
       choices[i] = {probe_tau(candidates[i], sequences), TauReason::probe};
       probe_rows += choices[i].tau;
@@ -131,27 +135,33 @@ void AutoController::count(Request& r, const Judged& judged, double gained) {
   }
 }
 
+void AutoController::count_run(Request& r, const Judged& judged) {
+  for (int place = 1; place <= judged.run_judged; ++place) {
+    r.host_acceptance[size_t(judged.match)].add(place <= judged.run_right);
+    if (!judged.own) pooled_host_[size_t(judged.match)].add(place <= judged.run_right);
+  }
+}
+
 void AutoController::observe(const CycleCost& cost, std::span<const Judged> judged) {
   const double usual = costs_.usual(cost);
   costs_.add(cost);
-  int passes = 0;  // whether or not their drafts were verified
-  for (const Judged& each : judged) passes += each.passes;
+  const auto drafts = [](const Judged& each) { return std::max(each.passes, each.tau); };  // whether or not they were verified
+  int all_drafts = 0;
+  for (const Judged& each : judged) all_drafts += drafts(each);
   const double plain = costs_.plain(cost.sequences);
   const double seconds = usual > 0 ? std::min(cost.total(), kHiccup * usual) : cost.total();
   const double dearer = plain > 0 ? seconds / plain - 1 : 0;  // plain passes, shared among its drafts
-  passes_since_plain_ = cost.steps ? passes_since_plain_ + 1 : 0;
+  passes_since_plain_ = cost.had_drafts() ? passes_since_plain_ + 1 : 0;
   double all_gained = 0;  // tokens; what a request has asked for itself is its own affair
   for (const Judged& each : judged) {
     Request& r = request(each.request);
-    if (each.passes > 0) {
-      const double gained = each.emitted - 1 - dearer * cost.sequences * each.passes / passes;
-      if (!each.own) all_gained += gained;
-      count(r, each, gained);
-    } else if (r.plain) {
-      ++r.waited;
-    }
+    count_run(r, each);
+    const double gained = drafts(each) > 0 ? each.emitted - 1 - dearer * cost.sequences * drafts(each) / all_drafts : 0;
+    if (!each.own) all_gained += gained;
+    if (each.passes > 0) count(r, each, gained);
+    else if (r.plain) ++r.waited;
   }
-  if (cost.steps) ledger_.gained(all_gained / cost.sequences);
+  if (cost.had_drafts()) ledger_.gained(all_gained / cost.sequences);
   else ledger_.plain(1);
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <unordered_map>
 
 #include "decode/acceptance_estimate.h"
@@ -39,6 +40,7 @@ class AutoController : public Controller {
   void observe(const CycleCost& cost, std::span<const Judged> judged) override;
   void observe_catch_up(int64_t request, int rows, double seconds) override;
   void forget(int64_t request) override;
+  double draft_cost() const override { return costs_.knows_draft() ? costs_.draft_step(1) / costs_.plain(1) : 0; }
 
   const Costs& costs() const { return costs_; }
 
@@ -55,6 +57,7 @@ class AutoController : public Controller {
   static constexpr double kCredit = 2.5;
   struct Request {
     AcceptanceEstimate acceptance;
+    std::array<AcceptanceEstimate, kMatchClasses> host_acceptance;  // of what the host proposes, by the class of its match
     bool plain = false;       // decodes plainly until it probes
     bool after_probe = false; // no success since the last probe
     TauReason why = TauReason::not_worth;
@@ -67,13 +70,14 @@ class AutoController : public Controller {
   // One more draft of one candidate.
   struct Draft {
     int candidate, place;  // place 1 is the first of the cycle
+    bool on_host;          // it is there: no step of the draft makes it
     double reached_and_right, drafted;  // its chances
   };
   // The pass under choice: who drafts whatever else is chosen.
   struct Pass {
     int sequences, free_rows, probe_steps;
   };
-  // The first `count` of drafts_ whose place is at most `steps`, and tokens per second with them.
+  // The first `count` of drafts_ that are the host's or whose place is at most `steps`, and tokens per second with them.
   struct Best {
     double rate = 0;
     int count = 0, steps = 0;
@@ -89,12 +93,14 @@ class AutoController : public Controller {
   Best best_of_listed(const Pass& pass, int threshold) const;
   float stop_below() const;
   void count(Request& request, const Judged& judged, double gained);
+  void count_run(Request& request, const Judged& judged);
 
   ControllerOptions options_;
   Costs costs_;
   SpeculationLedger ledger_;
   std::unordered_map<int64_t, Request> requests_;
   AcceptanceEstimate pooled_;          // what a new request begins with
+  std::array<AcceptanceEstimate, kMatchClasses> pooled_host_;
   std::vector<Draft> drafts_;          // scratch of `best`
   std::vector<double> verify_seconds_;
   int64_t first_wait_;                 // of a request's first plain stretch: what the last probes of others came to

@@ -37,7 +37,7 @@ void AutoController::best(std::span<const Candidate> candidates, std::span<TauCh
   const float ends_below = best.count ? stop_below() : 0;
   for (const Draft& draft : drafts_) {
     if (best.count == 0) break;
-    if (draft.place > best.steps) continue;
+    if (!draft.on_host && draft.place > best.steps) continue;
     choices[draft.candidate].tau = draft.place;
     choices[draft.candidate].stop_below = ends_below;
     --best.count;
@@ -46,6 +46,10 @@ void AutoController::best(std::span<const Candidate> candidates, std::span<TauCh
   const int sequences = pass.sequences;
   for (const Draft& draft : drafts_) {
     if (draft.place > 1 || choices[draft.candidate].tau) continue;
+    if (draft.on_host) {
+      choices[draft.candidate].reason = TauReason::not_worth;
+      continue;
+    }
     Request& r = request(candidates[draft.candidate].request);
     const double one_more = costs_.draft_step(1) + costs_.verify(sequences + 1);
     const bool fits = one_more <= cycle_limit(), catches_up = candidates[draft.candidate].lag > 0;
@@ -65,9 +69,11 @@ void AutoController::list_drafts(std::span<const Candidate> candidates, std::spa
   const double kept = confidence_.rows_kept(threshold_) * confidence_.right_kept(threshold) / std::max(confidence_.right_kept(threshold_), 1e-9);
   for (int i = 0; i < int(candidates.size()); ++i) {
     if (choices[i].tau >= 0) continue;
-    const double right = std::min(request(candidates[i].request).acceptance.next() * kept, goes_on);
+    const bool on_host = candidates[i].source == DraftSource::ngram;
+    const Request& r = request(candidates[i].request);
+    const double right = on_host ? r.host_acceptance[size_t(candidates[i].match)].next() : std::min(r.acceptance.next() * kept, goes_on);
     double chance = 1, reached = 1;
-    for (int place = 1; place <= candidates[i].most; ++place) drafts_.push_back({i, place, chance *= right, reached *= goes_on});
+    for (int place = 1; place <= candidates[i].most; ++place) drafts_.push_back({i, place, on_host, chance *= right, reached *= on_host ? 1 : goes_on});
   }
   std::sort(drafts_.begin(), drafts_.end(), [](const Draft& a, const Draft& b) {
     return a.reached_and_right != b.reached_and_right ? a.reached_and_right > b.reached_and_right
@@ -81,21 +87,22 @@ AutoController::Best AutoController::best_of_listed(const Pass& pass, int thresh
   const double limit = cycle_limit() - piece_seconds(), goes_on = confidence_.rows_kept(threshold);
   const double step_of_one = costs_.draft_step(1);
   Best best{sequences / costs_.cycle(pass.probe_steps, pass.probe_steps ? 1 : 0, pass.free_rows)};
+  const bool all_on_host = std::all_of(drafts_.begin(), drafts_.end(), [](const Draft& draft) { return draft.on_host; });
   double steps_run = 0, one_goes_on = 1;
-  for (int steps = 1; steps <= options_.tau; ++steps) {
+  for (int steps = 0; steps <= (all_on_host ? 0 : options_.tau); ++steps) {
     double emitted = sequences, rows = pass.free_rows;
-    int count = 0;
-    steps_run += 1 - std::pow(1 - one_goes_on, sequences);
-    one_goes_on *= goes_on;
+    int count = 0, on_host = 0;
+    if (steps > 0) steps_run += 1 - std::pow(1 - one_goes_on, sequences), one_goes_on *= goes_on;
     const double passes = std::max(steps_run, double(pass.probe_steps));
     for (const Draft& draft : drafts_) {
-      if (draft.place > steps) continue;
+      if (!draft.on_host && draft.place > steps) continue;
+      on_host += draft.on_host;
       if (pass.free_rows + ++count > most_rows) break;
       emitted += draft.reached_and_right, rows += draft.drafted;
-      const double drafting = (rows - sequences) / passes;
-      const double step = sequences == 1 ? step_of_one : costs_.draft_step(std::max(drafting, 1.0));
+      const double drafting = passes > 0 ? std::max((rows - on_host - sequences) / passes, 1.0) : 0;
+      const double step = sequences == 1 ? step_of_one : costs_.draft_step(drafting);
       const int most_passes = std::max(steps, pass.probe_steps);
-      const double most_drafting = std::max(double(pass.free_rows + count - sequences) / most_passes, 1.0);
+      const double most_drafting = most_passes ? std::max(double(pass.free_rows + count - on_host - sequences) / most_passes, 1.0) : 0;
       if (most_passes * costs_.draft_step(most_drafting) + verify_seconds_[pass.free_rows + count] > limit) break;
       const double below = verify_seconds_[int(rows)], above = verify_seconds_[std::min(int(rows) + 1, most_rows)];
       const double rate = emitted / (passes * step + below + (rows - int(rows)) * (above - below));

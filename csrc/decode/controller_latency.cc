@@ -23,7 +23,7 @@ void LatencyController::observe(const CycleCost& cost, std::span<const Judged> j
   if (expected > 0) ratio_[size_t(count_++ % int64_t(ratio_.size()))] = float(cost.total() / expected);
   sequences_ = cost.sequences;
   piece_ = 0;
-  margin_ = std::clamp(margin_ + kStep * ((cost.steps && cost.total() > target_) - kShareMissed), 0.0, 0.5);
+  margin_ = std::clamp(margin_ + kStep * ((cost.had_drafts() && cost.total() > target_) - kShareMissed), 0.0, 0.5);
   AutoController::observe(cost, judged);
 }
 

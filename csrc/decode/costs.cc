@@ -87,10 +87,9 @@ double CostCurve::at(double rows) const {
 Costs::Costs(int max_sequences, int max_rows) : verify_(max_rows), rest_(max_rows), draft_(max_sequences) {}
 
 void Costs::add(const CycleCost& cycle) {
-  const bool drafted = cycle.steps > 0;
-  verify_.add(cycle.rows, cycle.verify, drafted);
-  rest_.add(cycle.rows, cycle.rest, drafted);
-  if (drafted) draft_.add(int(std::ceil(cycle.drafting())), cycle.draft / cycle.steps);
+  verify_.add(cycle.rows, cycle.verify, cycle.had_drafts());
+  rest_.add(cycle.rows, cycle.rest, cycle.had_drafts());
+  if (cycle.steps > 0) draft_.add(int(std::ceil(cycle.drafting())), cycle.draft / cycle.steps);
 }
 
 void Costs::add_catch_up(int rows, double seconds) {

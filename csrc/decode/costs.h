@@ -51,6 +51,7 @@ struct CycleCost {
   double rest;     // seconds of sampling, acceptance and the host
   int draft_rows = -1;  // of the draft's passes, those that ended drafts included; -1: as many as drafts that were verified
   double total() const { return draft + verify + rest; }
+  bool had_drafts() const { return steps > 0 || rows > sequences; }  // the host's take no step
   // Sequences in a pass of the draft, on average.
   double drafting() const { return steps ? std::max(double(draft_rows < 0 ? rows - sequences : draft_rows) / steps, 1.0) : 0.0; }
 };

@@ -4,6 +4,7 @@
 // It is asked between cycles, when all tokens are known: an engine whose drafter is on the host has one cycle under way.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -20,22 +21,32 @@ constexpr const char* kDraftSources[] = {"model", "ngram"};
 enum class DrafterKind { model, ngram, chain };
 const char* name_of(DrafterKind kind);
 
+constexpr int kMatchClasses = 4;  // of what the text repeats: 2 tokens, 3 to 4, 5 to 8, more
+
 // For a slot's next cycle. source: who is to draft. length: tokens the host has, at most; with DraftSource::model they are for a draft model that
-// cannot draft yet, because its cache is behind.
+// cannot draft yet, because its cache is behind. match: the class of their match; those of one class are right about as often.
 struct Proposal {
   DraftSource source = DraftSource::model;
   int length = 0;
+  int match = 0;
 };
+
+// How many of a run's first tokens came out.
+inline int right_of(std::span<const int32_t> run, std::span<const int32_t> emitted) {
+  const auto [wrong, _] = std::mismatch(run.begin(), run.end(), emitted.begin(), emitted.end());
+  return int(wrong - run.begin());
+}
 
 class Drafter {
  public:
   struct Limits {
     int num_slots, tau_max, max_len;
-    double draft_cost;  // of a pass of the draft, in passes of the target; 0 = nobody knows
+    double draft_cost;  // of a pass of the draft, in passes of the target, until it is told of another; 0 = nobody knows
   };
 
   virtual ~Drafter() = default;
   virtual bool on_host() const { return false; }
+  virtual void set_draft_cost(double /*draft_cost*/) {}
   // A sequence begins in the slot.
   virtual void start(int /*slot*/) {}
   // For a cycle of at most `most` drafts after `text`, which continues what was shown of the slot before; the tokens go to run[0, most).

@@ -1,5 +1,6 @@
 // Cycles on their way: who takes part with how many drafts, what the device is given, and what is read back.
 #include <algorithm>
+#include <utility>
 
 #include "decode/scheduler.h"
 #include "math/cycle_rules.h"
@@ -13,8 +14,9 @@ void Scheduler::choose_taus() {
   for (const auto& each : active_) {
     if (lacks_prompt(*each)) continue;
     const int shortest = each->length() + each->in_flight, missing = each->length() - 1 - each->draft_cached;
-    const int most = clamped_tau(tau_max, shortest, each->end_length, shortest - 1, draft_len);
-    candidates_.push_back({each->id, most, missing > 1 ? missing : 0, each->params.num_speculative_tokens});
+    const bool on_host = each->proposal.source == DraftSource::ngram;
+    const int most = on_host ? each->proposal.length : clamped_tau(tau_max, shortest, each->end_length, shortest - 1, draft_len);
+    candidates_.push_back({each->id, most, missing > 1 && !on_host ? missing : 0, each->params.num_speculative_tokens, each->proposal.source, each->proposal.match});
   }
   choices_.resize(candidates_.size());
   controller_->choose(candidates_, choices_);
@@ -29,8 +31,9 @@ void Scheduler::choose_taus() {
 // What the host's drafter has for the next cycle. Before prompts are read: only a draft that is about to propose has to catch up.
 void Scheduler::propose() {
   if (!drafter_->on_host()) return;
+  if (const double cost = controller_->draft_cost(); cost > 0) drafter_->set_draft_cost(cost);
   for (const auto& each : active_) {
-    const int own = each->params.num_speculative_tokens, wanted = own >= 0 ? own : cycle_.limits().tau_max;  // its policy is `fixed`
+    const int own = each->params.num_speculative_tokens, wanted = own >= 0 ? own : cycle_.limits().tau_max;
     const int length = each->length(), most = clamped_tau(wanted, length, each->end_length, length - 1, each->end_length);
     each->proposal = drafter_->propose(each->slot, each->tokens, most, cycle_.offers(each->slot));
   }
@@ -61,10 +64,9 @@ bool Scheduler::launch() {
     const int draft_len = draft_ ? draft_->max_len() : 0, draft_cached = sequence.in_flight ? shortest - 1 : sequence.draft_cached;
     const int by_draft = clamped_tau(sequence.wanted_tau, shortest, sequence.end_length, draft_cached, draft_len);
     const bool offers = sequence.proposal.length > 0 && (sequence.proposal.source != DraftSource::model || by_draft == 0);
-    const int tau = offers ? sequence.proposal.length : by_draft;
+    const int tau = offers ? std::min(sequence.proposal.length, sequence.wanted_tau) : by_draft;
     if (drafter_->on_host()) cycle_.set_offered(sequence.slot, offers ? tau : 0);
     draft_runs |= tau > 0 && !offers;
-    sequence.proposal.length = 0;
     bool reserved = reserve(false, sequence.slot, std::min(target_reach(longest, tau), sequence.end_length));
     if (tau && !offers) reserved = reserved && reserve(true, sequence.slot, std::min({draft_reach(longest, tau), sequence.end_length, draft_len}));
     if (!reserved) throw EngineDead("[step] promised KV pages are not there");
@@ -74,7 +76,8 @@ bool Scheduler::launch() {
     if (!sequence.running) cycle_.set_running(sequence.slot, sequence.running = true);
     tau_max = std::max(tau_max, tau);
     positions = std::max(positions, std::min(longest + tau + 1, sequence.end_length));
-    flight.parts.push_back({sequence.id, tau + 1, sequence.wanted_tau, sequence.reason, offers ? DraftSource::ngram : DraftSource::model});
+    const DraftSource source = offers ? DraftSource::ngram : DraftSource::model;
+    flight.parts.push_back({sequence.id, tau + 1, sequence.wanted_tau, sequence.reason, source, std::exchange(sequence.proposal.length, 0), sequence.proposal.match});
     ++sequence.in_flight;
     sequence.in_flight_tokens += tau + 1;
   }

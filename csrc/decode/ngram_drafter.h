@@ -8,6 +8,9 @@
 
 namespace paceline {
 
+// Of a match of that many tokens, 2 at least.
+int match_class(int match_length);
+
 class NgramDrafter final : public Drafter {
  public:
   NgramDrafter(Backend& backend, const Limits& limits);
@@ -17,14 +20,10 @@ class NgramDrafter final : public Drafter {
   Proposal propose(int slot, std::span<const int32_t> text, int most, int32_t* run) override;
   size_t bytes() const override { return memory_.bytes(); }
 
-  // Of the text as last shown; 0 while the drafter has not read all of it.
-  int match_length() const { return match_length_; }
-
  private:
   int read_at_a_time_;  // tokens of a slot's text
   Buffer memory_;
   std::vector<SuffixAutomaton> texts_;  // [slots]
-  int match_length_ = 0;
 };
 
 }  // namespace paceline

@@ -35,7 +35,7 @@ Scheduler::Scheduler(Backend& backend, Model& target, Model* draft, const Engine
       trace_(backend, options.trace_cycles, cycle_.limits().tau_max) {
   require(draft || options.drafter != DrafterKind::chain, "[Engine] drafter must be model or ngram without a draft, got chain");
   require(!draft || options.drafter != DrafterKind::ngram, "[Engine] drafter must be model or chain with a draft, got ngram");
-  require(!drafter_->on_host() || options.policy == Policy::fixed, "[Engine] policy must be fixed where the host drafts, got another");
+  require(!drafter_->on_host() || options.policy != Policy::budget, "[Engine] policy must not be \"budget\" where the host drafts: a budget goes by how sure the draft is");
   require(may_propose() || options.num_speculative_tokens == 0, "[Engine] num_speculative_tokens must be 0 without a draft, got ",
           options.num_speculative_tokens);
   require(vocab_limit() <= target.vocab_size(), "[Engine] vocab_limit must be at most the target's vocab_size ", target.vocab_size(),
@@ -174,7 +174,7 @@ bool Scheduler::reserve(bool draft, int slot, int positions) {
 void Scheduler::learn(const std::vector<CycleCost>& cycles) {
   for (const CycleCost& c : cycles)
     require(c.sequences >= 1 && c.sequences <= options_.max_num_seqs && c.steps >= 0 && c.steps <= cycle_.limits().tau_max && c.rows >= c.sequences &&
-                c.rows <= c.sequences * (c.steps + 1) && c.draft >= 0 && c.verify >= 0 && c.rest >= 0 &&
+                c.rows <= c.sequences * (cycle_.limits().tau_max + 1) && c.draft >= 0 && c.verify >= 0 && c.rest >= 0 &&
                 std::isfinite(c.total()),
             "[Engine] costs must be of cycles that this engine could run, got ", c.sequences, " sequences, ", c.rows, " rows, ", c.steps, " steps, ", c.total(), " s");
   for (const CycleCost& each : cycles) controller_->observe(each, {});

@@ -77,6 +77,7 @@ class Scheduler {
       int wanted_tau;
       TauReason reason;
       DraftSource source;
+      int run, match;  // what the host had, and the class of its match
     };
     std::vector<Part> parts;
     int64_t cycle = 0;        // its number, from 1

@@ -134,9 +134,10 @@ def _policy(policy: str, budget: int | None, latency: float | None, confidence: 
             drafter: str | None) -> tuple[int | None, float | None, float]:
     """(rows, seconds, threshold): what belongs to the policy must be given, what does not must not."""
     _one_of("policy", policy, get_args(Policy))
-    if policy != "fixed" and drafter != "model":
-        where = "without a draft" if drafter is None else "where the text drafts"
-        raise ValueError(f'[Engine] policy must be "fixed" {where}, got {policy!r}')
+    if policy != "fixed" and drafter is None:
+        raise ValueError(f'[Engine] policy must be "fixed" without a draft, got {policy!r}')
+    if policy == "budget" and drafter != "model":
+        raise ValueError(f'[Engine] policy must be "fixed", "auto" or "latency" where the text drafts, got {policy!r}, which goes by how sure a draft is')
     for name, given, of in (("verify_budget", budget, "budget"), ("latency_target", latency, "latency")):
         if (given is not None) != (policy == of):
             expected = "given with" if given is None else "None without"

@@ -86,19 +86,16 @@ def cost_file(directory: Path, about: Mapping[str, Any]) -> Path:
 
 
 def kinds_of_cycles(trace: Trace, few: int = FEW) -> list[CycleCost]:
-    """The median of every kind of cycle that ran at least `few` times, plain ones last: after them a controller does not ask for one at once."""
+    """The median of every kind of cycle that ran at least `few` times, plain ones last: after them a controller does not ask for one at once.
+    Not of cycles that had rows of a request which is not in the trace."""
     passes = Passes.of(trace)
+    passes = passes.where(passes.rows == passes.sequences + passes.drafts)
     kinds, which, counts = np.unique(np.stack([passes.sequences, passes.rows, passes.tau], axis=1), axis=0, return_inverse=True, return_counts=True)
     rest = passes.sample + np.nan_to_num(passes.host)
-    often = [int(kind) for kind in np.argsort(-counts, kind="stable")[:MOST_KINDS] if counts[kind] >= few and _could_run(*kinds[kind])]
+    often = [int(kind) for kind in np.argsort(-counts, kind="stable")[:MOST_KINDS] if counts[kind] >= few]
     medians = {kind: [float(np.median(part[which.reshape(-1) == kind])) for part in (passes.draft, passes.verify, rest)] for kind in often}
     found: list[CycleCost] = [(int(kinds[kind][0]), int(kinds[kind][1]), int(kinds[kind][2]), *medians[kind]) for kind in often]  # type: ignore[misc]
     return sorted(found, key=lambda each: -each[2])
-
-
-def _could_run(sequences: int, rows: int, steps: int) -> bool:
-    """Not so where a pass had rows of a request that has been cancelled."""
-    return sequences <= rows <= sequences * (steps + 1)
 
 
 def write_costs(path: Path, about: Mapping[str, Any], cycles: list[CycleCost]) -> None:

@@ -56,7 +56,7 @@ class Engine:
         """Read the checkpoints and take all the memory that will ever be needed.
 
         target, draft: local directories in Hugging Face format (config.json, model.safetensors or its shards, tokenizer.json).
-                        The draft may have a vocabulary of another size, but must have the target's tokenizer. draft="ngram" needs no checkpoint: it
+            The draft may have a vocabulary of another size, but must have the target's tokenizer. draft="ngram" needs no checkpoint: it
             proposes what followed the longest part of prompt and output that their end repeats (a directory of that name is "./ngram").
             It pays where texts repeat themselves or their prompt, and takes about 110 bytes per token of max_num_seqs * max_model_len.
         config: a file of `paceline tune --out`: models, drafter, dtypes and num_speculative_tokens, of which each counts that is at its default here.
@@ -76,7 +76,7 @@ class Engine:
             "auto": what gives most tokens per second, request by request, from what cycles cost and how many drafts were accepted of late;
             plain decoding where that is faster, and then now and then a probe whether it still is.
             "latency": as "auto", among the taus with which the time between two chunks stays below latency_target at the 99th percentile.
-            "budget": as many as verify_budget allows, to those of whom the draft is surest.
+            "budget": as many as verify_budget allows, to those of whom the draft is surest; not with "ngram" or "chain", whose text is never sure.
         verify_budget: rows that a pass of the target verifies at most, at least 1, over all sequences: one of each, whatever the budget,
             and one per draft. With policy "budget", and only then.
         latency_target: seconds, above 0. With policy "latency", and only then.

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "cpp/parity.h"
+#include "cpp/planted_costs.h"
 
 using namespace paceline;
 using namespace paceline::test;
@@ -211,15 +212,16 @@ TEST(slots_do_not_meet) {
 }
 
 TEST(the_source_that_emits_more_per_unit_of_cost) {
-  SourceHistory even;
-  even.model.accepted = 2;
-  for (RecentAcceptance& each : even.ngram) each.accepted = 2;
-  CHECK(choose_source(even, 5, 4, 4, 0.1) == DraftSource::ngram, "it costs nothing");
-  CHECK(choose_source(even, 5, 0, 4, 0.1) == DraftSource::model, "it has nothing");
-  CHECK(choose_source(even, 5, 1, 4, 0.05) == DraftSource::model, "a run of one is worth two tokens at most, the draft's three");
-  even.ngram[match_class(5)].accepted = 0.5;
-  CHECK(choose_source(even, 5, 4, 4, 0.1) == DraftSource::model && choose_source(even, 9, 4, 4, 0.1) == DraftSource::ngram, "by length of the match");
-  CHECK(choose_source(even, 5, 4, 4, 0.5) == DraftSource::ngram, "a draft half as dear as the target");
+  SourceHistory even{.model_accepted = {2}, .model_drafted = {4}, .ngram_accepted = {{{2}, {2}, {2}, {2}}}};
+  const auto chosen = [&](int match_length, int run, double draft_cost) { return choose_source(even, {DraftSource::ngram, run, match_class(match_length)}, 4, draft_cost); };
+  CHECK(chosen(5, 4, 0.1) == DraftSource::ngram, "it costs nothing");
+  CHECK(chosen(5, 0, 0.1) == DraftSource::model, "it has nothing");
+  CHECK(chosen(5, 1, 0.05) == DraftSource::model, "a run of one is worth two tokens at most, the draft's three");
+  even.ngram_accepted[match_class(5)].value = 0.5;
+  CHECK(chosen(5, 4, 0.1) == DraftSource::model && chosen(9, 4, 0.1) == DraftSource::ngram, "by length of the match");
+  CHECK(chosen(5, 4, 0.5) == DraftSource::ngram, "a draft half as dear as the target");
+  even.model_accepted.value = even.model_drafted.value = 1;
+  CHECK(chosen(5, 4, 0.2) == DraftSource::model, "one draft at a time, and always right");
   for (auto [length, number] : {std::pair(2, 0), {3, 1}, {4, 1}, {5, 2}, {8, 2}, {9, 3}, {1000, 3}}) CHECK(match_class(length) == number, length);
 }
 
@@ -310,6 +312,63 @@ TEST(greedy_fp32) { check_parity(DType::fp32, 0, 1); }
 TEST(greedy_int8) { check_parity(DType::int8, 0, 2); }
 TEST(sampled_bf16) { check_parity(DType::bf16, 0.4, 3); }
 TEST(greedy_under_rejection) { check_parity(DType::bf16, 0, 4, Acceptance::rejection); }
+
+// What is told of the host's drafts, whoever drafted, is what came out.
+class Watching : public PlantedCosts {
+ public:
+  Watching(const ControllerOptions& options, Machine machine, std::map<int, long>* taus, long* judged_undrafted)
+      : PlantedCosts(options, std::move(machine), 0.3, 5, taus), judged_undrafted_(judged_undrafted) {}
+  void choose(std::span<const Candidate> candidates, std::span<TauChoice> choices) override {
+    PlantedCosts::choose(candidates, choices);
+    for (size_t i = 0; i < candidates.size(); ++i) CHECK(candidates[i].own >= 0 || choices[i].tau <= candidates[i].most, choices[i].tau, " drafts of ", candidates[i].most);
+  }
+  void observe(const CycleCost& cost, std::span<const Judged> judged) override {
+    for (const Judged& each : judged) {
+      CHECK(each.run_judged - each.run_right <= 1 && each.run_right <= each.run_judged, each.run_right, " of ", each.run_judged);
+      if (each.tau > 0 && each.passes == 0) CHECK(each.accepted == std::min(each.tau, each.run_right), each.accepted, " of ", each.tau, ", ", each.run_right, " right");
+      *judged_undrafted_ += each.tau == 0 && each.run_judged > 0;
+    }
+    PlantedCosts::observe(cost, judged);
+  }
+
+ private:
+  long* judged_undrafted_;
+};
+
+TEST(a_policy_over_what_the_text_drafts_changes_no_bit) {
+  const Machine rising{"rising", 0.15, 0.1, 0.05}, dear{"dear", 1.0, 1.0, 0.0};
+  long judged_undrafted = 0;
+  for (double temperature : {0.0, 0.5})
+    for (const Pair& pair : pairs(DType::bf16)) {
+      const std::vector<Job> jobs = repetitive_jobs(8, temperature, pair.target->config().vocab_size, 9);
+      const std::vector<Text> plain = decode(pair.target, nullptr, 0, 1, jobs);
+      for (DrafterKind kind : {DrafterKind::ngram, DrafterKind::chain})
+        for (Policy policy : {Policy::automatic, Policy::latency})
+          for (const Machine& machine : {rising, dear}) {
+            const int batch = kind == DrafterKind::ngram ? 3 : 2;
+            const double latency = policy == Policy::latency ? 2.2 : 0;
+            const auto draft = kind == DrafterKind::chain ? pair.draft : nullptr;
+            const std::string what = message(pair.name, ", ", name_of(kind), ", ", machine.name, latency > 0 ? ", latency" : ", auto", ", T ", temperature);
+            std::map<int, long> taus;
+            const std::vector<Text> texts = decode(
+                pair.target, draft, 6, batch, jobs, Acceptance::coupled, 64,
+                [&](EngineOptions& options) { options.policy = policy, options.latency_target = latency; },
+                std::make_unique<Watching>(ControllerOptions{policy, 6, batch, latency}, machine, &taus, &judged_undrafted), kind);
+            check_equal(texts, plain, what);
+            if (draft) check_draft_kv(draft, jobs, texts, what);
+            CHECK(taus.size() > 1, what, ": one tau only, so nothing is shown");
+          }
+    }
+  CHECK(judged_undrafted > 100, judged_undrafted);
+}
+
+TEST(a_budget_needs_a_draft_that_says_how_sure_it_is) {
+  const Pair pair = pairs(DType::bf16)[0];
+  const auto built = [&] {
+    decode(pair.target, nullptr, 2, 1, {}, Acceptance::coupled, 64, [](EngineOptions& o) { o.policy = Policy::budget, o.verify_budget = 4; }, nullptr, DrafterKind::ngram);
+  };
+  CHECK_THROWS(built(), std::invalid_argument, "[Engine] policy must not be \"budget\" where the host drafts");
+}
 
 // Little memory, prompts that begin alike, requests of their own tau, cancels: still the bits of plain decoding.
 TEST(pages_prefixes_and_cancels) {

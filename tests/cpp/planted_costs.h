@@ -25,6 +25,7 @@ class PlantedCosts : public Controller {
   }
   void observe_catch_up(int64_t request, int rows, double) override { controller_->observe_catch_up(request, rows, machine_.catch_up(rows)); }
   void forget(int64_t request) override { controller_->forget(request); }
+  double draft_cost() const override { return controller_->draft_cost(); }
 
  private:
   std::unique_ptr<Controller> controller_;

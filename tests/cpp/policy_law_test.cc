@@ -119,6 +119,8 @@ std::vector<Case> cases(Acceptance acceptance) {
            [](EngineOptions& options) { options.policy = Policy::automatic, options.min_draft_confidence = 0.45f; }, Chooser::planted_costs},
           {rule + "n-gram", acceptance, [](EngineOptions&) {}, Chooser::engine, DrafterKind::ngram},
           {rule + "chain", acceptance, [](EngineOptions&) {}, Chooser::engine, DrafterKind::chain},
+          {rule + "n-gram, auto", acceptance, [](EngineOptions& options) { options.policy = Policy::automatic; }, Chooser::planted_costs, DrafterKind::ngram},
+          {rule + "chain, auto", acceptance, [](EngineOptions& options) { options.policy = Policy::automatic; }, Chooser::planted_costs, DrafterKind::chain},
           {rule + "chain, early stop", acceptance, [](EngineOptions& options) { options.min_draft_confidence = 0.45f; }, Chooser::engine, DrafterKind::chain}};
 }
 

@@ -112,6 +112,23 @@ def test_kinds_are_medians_of_what_ran_often(tmp_path):
     assert read_costs(tmp_path / "x.json") == (found, None) and list(tmp_path.iterdir()) == [tmp_path / "x.json"]
 
 
+def test_what_the_text_drafts_takes_no_step_of_a_draft(tmp_path):
+    with Engine(demo_pair()[0], "ngram", policy="auto", cost_cache=tmp_path) as engine:
+        engine.generate([7, 8, 9] * 20, max_tokens=80, ignore_eos=True, logit_bias={7: 100.0})
+        kinds = kinds_of_cycles(engine.trace())
+    assert any(rows > sequences for sequences, rows, *_ in kinds) and all(steps == 0 for _, _, steps, *_ in kinds)
+    with Engine(demo_pair()[0], "ngram", policy="auto", cost_cache=tmp_path) as engine:
+        assert not [each for each in engine.info["notes"] if "cost_cache" in each]
+
+
+def test_cycles_with_rows_of_a_stranger_teach_nothing():
+    with Engine(*demo_pair(), num_speculative_tokens=3, max_num_seqs=2) as engine:
+        engine.generate_batch([PROMPT, "class A:"], max_tokens=60, ignore_eos=True)
+        trace = engine.trace()
+    half = trace.where(trace.request == trace.request.min())
+    assert kinds_of_cycles(trace) and not [each for each in kinds_of_cycles(half) if each[0] == 2]
+
+
 @pytest.mark.parametrize("options, said", [
     ({"cost_cache": "x"}, 'cost_cache must be None with policy="fixed", which goes by no costs, got \'x\''),
     ({"policy": "auto", "cost_cache": 3}, "cost_cache must be a path"), ({"policy": "budget", "verify_budget": 4, "cost_cache": "x"}, 'with policy="budget"')])

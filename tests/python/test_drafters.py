@@ -24,13 +24,22 @@ def plain():
 
 @pytest.mark.parametrize("make", [ngram, chain])
 @pytest.mark.parametrize("acceptance, temperature", [("coupled", 0.0), ("coupled", 0.7), ("rejection", 0.0)])
-def test_the_answers_are_those_of_plain_decoding(plain, make, acceptance, temperature):
-    with make(acceptance=acceptance) as engine:
+@pytest.mark.parametrize("policy", [{}, {"policy": "auto"}, {"policy": "latency", "latency_target": 10.0}], ids=["fixed", "auto", "latency"])
+def test_the_answers_are_those_of_plain_decoding(plain, make, acceptance, temperature, policy):
+    with make(acceptance=acceptance, **policy) as engine:
         result = engine.generate(PROMPT, temperature=temperature, **OPTIONS)
         want = plain[temperature]
         assert (result.token_ids, result.logprobs, result.text) == (want.token_ids, want.logprobs, want.text)
         assert 0 < result.stats.num_accepted_draft_tokens <= result.stats.num_draft_tokens
         assert result.stats.num_cycles < want.stats.num_cycles
+
+
+def test_a_policy_says_why_it_drafts_from_the_text(plain):
+    with chain(policy="auto") as engine:
+        engine.generate(PROMPT, **OPTIONS)
+        trace = engine.trace()
+    by_text = trace.where((trace.source == trace.SOURCES.index("ngram")) & (trace.tau > 0))
+    assert len(by_text) and set(by_text.reason) <= {trace.REASONS.index(reason) for reason in ("start", "best")}
 
 
 def test_a_text_that_repeats_itself_costs_few_cycles():
@@ -77,6 +86,8 @@ def test_memory_for_the_text_is_planned():
     ((TARGET, "ngram"), {"draft_dtype": "int8"}, 'draft_dtype must be "auto" without a draft'),
     ((TARGET, "ngram"), {"num_speculative_tokens": 65}, "num_speculative_tokens must be"),
     ((TARGET, "./ngram"), {}, "draft must be a local directory"),
+    ((TARGET, "ngram"), {"policy": "budget", "verify_budget": 4}, r'policy must be "fixed", "auto" or "latency" where the text drafts, got .budget.'),
+    ((TARGET, DRAFT), {"drafter": "chain", "policy": "budget", "verify_budget": 4}, r'policy must be "fixed", "auto" or "latency" where the text drafts'),
 ])
 def test_what_does_not_go_together_is_refused(arguments, options, message):
     with pytest.raises(ValueError, match=message):

@@ -16,7 +16,9 @@ class Passes:
     """A trace by launches: what its requests share, once. All arrays are [launches]; times are seconds."""
 
     tau: NDArray[np.int64]
-    """Draft steps: the largest tau of its requests."""
+    """Draft steps: the largest tau of its requests whose drafts are the draft model's."""
+    drafts: NDArray[np.int64]
+    """That were verified, of all its requests that the trace has."""
     rows: NDArray[np.int64]
     sequences: NDArray[np.int64]
     context: NDArray[np.float64]
@@ -32,11 +34,15 @@ class Passes:
     def of(cls, trace: Trace) -> "Passes":
         numbers, first, which = np.unique(trace.cycle, return_index=True, return_inverse=True)
         tau = np.zeros(len(numbers), np.int64)
-        np.maximum.at(tau, which, trace.tau)
+        np.maximum.at(tau, which, np.where(trace.source == Trace.SOURCES.index("model"), trace.tau, 0))
+        drafts = np.bincount(which, weights=trace.tau).astype(np.int64)
         context = np.bincount(which, weights=trace.position) / np.maximum(1, np.bincount(which))
         busy = (trace.draft_time + trace.verify_time + trace.sample_time)[first]
-        return cls(tau, trace.rows[first].astype(np.int64), trace.sequences[first].astype(np.int64), context, trace.draft_time[first],
+        return cls(tau, drafts, trace.rows[first].astype(np.int64), trace.sequences[first].astype(np.int64), context, trace.draft_time[first],
                    trace.verify_time[first], trace.sample_time[first], _host(trace, numbers, first, which, busy))
+
+    def where(self, launches: NDArray[np.bool_]) -> "Passes":
+        return Passes(*(getattr(self, field.name)[launches] for field in dataclasses.fields(self)))
 
 
 def _host(trace: Trace, numbers: NDArray[np.int64], first: NDArray[np.intp], which: NDArray[np.intp],
