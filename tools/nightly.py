@@ -117,8 +117,8 @@ def lengths(seed):
 
 def soak(seed):
     """200,000 short requests of every fate, and 1,000,000 tokens against serial plain decoding."""
-    call(PYTHON, "tests/soak/soak.py", "endurance", "--seed", seed % 2**32, seconds=1200)
-    call(PYTHON, "tests/soak/soak.py", "differential", "--seed", seed % 2**32, seconds=1200)
+    call(PYTHON, "tests/soak/soak.py", "endurance", "--seed", seed % 2**32, seconds=1800)
+    call(PYTHON, "tests/soak/soak.py", "differential", "--seed", seed % 2**32, seconds=1800)
 
 
 def audit(seed):
