@@ -9,6 +9,9 @@ namespace {
 
 constexpr int kProbeTau = 1, kProbeCycles = 4;
 constexpr int64_t kShortestWait = 8, kLongestWait = 4096;  // plain cycles before a probe: doubled by each that fails
+constexpr int kHostProbeCycles = 2;       // of what the host drafts: only what its rows cost is asked
+constexpr int64_t kShortestHostWait = 64; // one match in twenty that is worth drafts shows that, too
+constexpr double kPromising = 0.05;       // chance of a draft below which no cost of a row makes it worth one
 constexpr int kGoodCycles = 12;           // of speculation after a probe: it was a success
 constexpr int64_t kMeasureEvery = 256, kMeasureFirst = 8;  // passes with drafts between plain ones
 constexpr double kHiccup = 2;             // a cycle is charged at most this many times what such cycles cost: the machine had other things to do
@@ -16,7 +19,8 @@ constexpr double kHiccup = 2;             // a cycle is charged at most this man
 }  // namespace
 
 AutoController::AutoController(const ControllerOptions& options)
-    : options_(options), costs_(options.max_sequences, options.max_sequences * (options.tau + 1)), first_wait_(kShortestWait), passes_since_plain_(kMeasureEvery - kMeasureFirst) {
+    : options_(options), costs_(options.max_sequences, options.max_sequences * (options.tau + 1)), first_wait_(kShortestWait),
+      passes_since_plain_(kMeasureEvery - kMeasureFirst), host_wait_(kShortestHostWait) {
   drafts_.reserve(size_t(options.max_sequences) * options.tau);
   verify_seconds_.reserve(size_t(options.max_sequences) * (options.tau + 1) + 1);
 }
@@ -74,6 +78,33 @@ bool AutoController::wants_probe(Request& request, const Candidate& candidate, i
   return true;
 }
 
+bool AutoController::host_may_probe(const Candidate& candidate, int sequences) {
+  const double right = request(candidate.request).host_acceptance[size_t(candidate.match)].next();
+  return candidate.source == DraftSource::ngram && candidate.own < 0 && candidate.most > 0 && right > kPromising && costs_.verify(sequences + 1) <= cycle_limit();
+}
+
+// What its rows cost is not seen where they are too dear: so it is asked again, after waits that double, if the ledger covers it.
+void AutoController::wait_for_host_probe(std::span<const Candidate> candidates, std::span<const TauChoice> choices) {
+  const int sequences = int(candidates.size());
+  bool drafts = false, probes = false, waits = false;
+  for (int i = 0; i < sequences; ++i) {
+    if (!host_may_probe(candidates[i], sequences)) continue;
+    probes |= choices[i].reason == TauReason::probe;
+    drafts |= choices[i].tau > 0;
+    waits |= choices[i].tau == 0;
+  }
+  if (probes) {
+    --host_probes_left_;
+  } else if (drafts) {
+    host_waited_ = 0, host_wait_ = kShortestHostWait;
+  } else if (waits && ++host_waited_ >= host_wait_) {
+    const double plain = costs_.plain(sequences);
+    if (ledger_.balance() < kHostProbeCycles * (costs_.verify(sequences + 1) - plain) / plain) return;
+    host_waited_ = 0, host_wait_ = std::min(2 * host_wait_, kLongestWait);
+    host_probes_left_ = kHostProbeCycles;
+  }
+}
+
 void AutoController::choose(std::span<const Candidate> candidates, std::span<TauChoice> choices) {
   const int sequences = int(candidates.size());
   const auto everybody = [&](TauReason reason, int tau) {
@@ -98,7 +129,9 @@ void AutoController::choose(std::span<const Candidate> candidates, std::span<Tau
     } else if (candidates[i].most < 1) {
       choices[i].reason = best_reason();
     } else if (candidates[i].source == DraftSource::ngram) {  // has no plain stretches: what it would have drafted is judged all the same
-      choices[i] = ledger_.balance() < 0 ? TauChoice{0, TauReason::slower} : TauChoice{-1, best_reason()};
+      const bool probes = host_probes_left_ > 0 && host_may_probe(candidates[i], sequences);
+      choices[i] = ledger_.balance() < 0 ? TauChoice{0, TauReason::slower} : probes ? TauChoice{1, TauReason::probe} : TauChoice{-1, best_reason()};
+      probe_rows += std::max(choices[i].tau, 0);
     } else if (wants_probe(r, candidates[i], sequences, &reserved)) {
       choices[i] = {probe_tau(candidates[i], sequences), TauReason::probe};
       probe_rows += choices[i].tau;
@@ -111,6 +144,7 @@ void AutoController::choose(std::span<const Candidate> candidates, std::span<Tau
     }
   }
   best(candidates, choices, {sequences, sequences + probe_rows, probe_steps});
+  wait_for_host_probe(candidates, choices);
   cycles_with_drafts_ += std::any_of(choices.begin(), choices.end(), [](const TauChoice& choice) { return choice.tau > 0; });
 }
 

@@ -88,6 +88,8 @@ class AutoController : public Controller {
   double probe_cost(const Candidate& candidate, int sequences) const;
   bool wants_probe(Request& request, const Candidate& candidate, int sequences, double* reserved);
   void go_plain(Request& request, TauReason why);
+  bool host_may_probe(const Candidate& candidate, int sequences);
+  void wait_for_host_probe(std::span<const Candidate> candidates, std::span<const TauChoice> choices);
   void best(std::span<const Candidate> candidates, std::span<TauChoice> choices, const Pass& pass);
   void list_drafts(std::span<const Candidate> candidates, std::span<const TauChoice> choices, int threshold);
   Best best_of_listed(const Pass& pass, int threshold) const;
@@ -105,6 +107,8 @@ class AutoController : public Controller {
   std::vector<double> verify_seconds_;
   int64_t first_wait_;                 // of a request's first plain stretch: what the last probes of others came to
   int64_t passes_since_plain_;
+  int64_t host_waited_ = 0, host_wait_;  // passes in which the host's drafts were not worth it, and how many until the next probe
+  int host_probes_left_ = 0;
   ConfidenceTable confidence_;
   int threshold_ = 0;                  // class of confidence_ that drafts must have at least; 0 = any
   int64_t cycles_with_drafts_ = 0;

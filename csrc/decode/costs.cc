@@ -8,6 +8,7 @@ namespace {
 
 constexpr long kForgetAfter = 1024;  // passes: a context or a load later, an old value says nothing
 constexpr int kSettled = 4;          // passes after which a median says how dear passes are now
+constexpr double kLate = 1.0 / 64;   // of all passes
 constexpr double kCatchUpDecay = 0.2;
 
 }  // namespace
@@ -30,6 +31,8 @@ void CostCurve::add(int rows, double seconds, bool ages) {
   const double before = seen.known() >= kSettled ? seen.median() : 0;
   seen.seconds[seen.count++ % seen.seconds.size()] = seconds;
   passes_ += ages;
+  for (Seen& each : seen_) each.late *= 1 - kLate;
+  seen.late += 1;
   seen.last_pass = passes_;
   if (before > 0) move_others(seen, seen.median() / before);
   fit();
@@ -39,7 +42,7 @@ void CostCurve::add(int rows, double seconds, bool ages) {
 void CostCurve::move_others(const Seen& seen, double factor) {
   if (factor == 1) return;
   for (Seen& other : seen_)
-    if (&other != &seen && other.count)
+    if (2 * other.late < seen.late && other.count)
       for (double& value : other.seconds) value *= factor;
 }
 

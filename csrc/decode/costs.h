@@ -12,8 +12,8 @@ namespace paceline {
 // Seconds against rows, as far as passes have shown it. Of each number of rows the median of its last eight passes counts; the medians are
 // made to rise with the rows (isotonic regression), lines run between them, and beyond the last one the line that fits all of them goes on.
 // Below the first one nothing is gained: T(first). What no pass has shown for a long time is forgotten, but not while decoding is plain: then
-// it is all that is known of the rest. Where passes of one number of rows grow dearer or cheaper (the machine's load, the context), the other
-// numbers are taken to have done likewise.
+// it is all that is known of the rest. Where passes of one number of rows grow dearer or cheaper (the machine's load, the context), those numbers that
+// were seen less of late are taken to have done likewise: the others show it themselves.
 class CostCurve {
  public:
   explicit CostCurve(int most_rows);
@@ -26,6 +26,7 @@ class CostCurve {
     std::array<double, 8> seconds{};
     int count = 0;       // ever
     long last_pass = 0;  // when it was seen last
+    double late = 0;     // passes of late
     int known() const { return count < int(seconds.size()) ? count : int(seconds.size()); }
     double median() const;
   };

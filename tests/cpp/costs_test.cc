@@ -63,6 +63,19 @@ TEST(a_change_shows_after_eight_passes) {
   CHECK(curve.at(2) == 3.0);
 }
 
+// Passes of two rows that met a disturbance: when it is over, passes of one row, which never did, have not become cheaper.
+TEST(what_is_seen_often_is_not_moved_by_what_is_seen_seldom) {
+  CostCurve curve(8);
+  for (int i = 0; i < 300; ++i) {
+    curve.add(1, 1.0);
+    if (i % 30 == 0) curve.add(2, i < 120 ? 6.0 : 1.1);
+    CHECK(curve.at(1) == 1.0, curve.at(1), " after ", i);
+  }
+  CHECK(curve.at(2) == 1.1, curve.at(2));
+  for (int i = 0; i < 20; ++i) curve.add(1, 2.0);
+  CHECK(curve.at(1) == 2.0 && std::fabs(curve.at(2) - 2.2) < 1e-9, curve.at(1), ", ", curve.at(2));
+}
+
 TEST(a_cycle_is_the_sum_of_its_parts) {
   Costs costs(4, 40);
   CHECK(!costs.knows_plain() && !costs.knows_draft());

@@ -30,16 +30,18 @@ def test_the_answers_are_those_of_plain_decoding(plain, make, acceptance, temper
         result = engine.generate(PROMPT, temperature=temperature, **OPTIONS)
         want = plain[temperature]
         assert (result.token_ids, result.logprobs, result.text) == (want.token_ids, want.logprobs, want.text)
-        assert 0 < result.stats.num_accepted_draft_tokens <= result.stats.num_draft_tokens
-        assert result.stats.num_cycles < want.stats.num_cycles
+        assert result.stats.num_accepted_draft_tokens <= result.stats.num_draft_tokens
+        if not policy:  # a policy may find that drafts do not pay while others use the machine
+            assert 0 < result.stats.num_accepted_draft_tokens and result.stats.num_cycles < want.stats.num_cycles
 
 
 def test_a_policy_says_why_it_drafts_from_the_text(plain):
     with chain(policy="auto") as engine:
-        engine.generate(PROMPT, **OPTIONS)
+        for _ in range(4):
+            engine.generate(PROMPT, **OPTIONS)
         trace = engine.trace()
     by_text = trace.where((trace.source == trace.SOURCES.index("ngram")) & (trace.tau > 0))
-    assert len(by_text) and set(by_text.reason) <= {trace.REASONS.index(reason) for reason in ("start", "best")}
+    assert len(by_text.tau) and set(by_text.reason) <= {trace.REASONS.index(reason) for reason in ("start", "best", "probe")}
 
 
 def test_a_text_that_repeats_itself_costs_few_cycles():

@@ -2,6 +2,7 @@
 name, before anything is queued, and the engine is the same as before. Each test names its row."""
 
 import dataclasses
+import inspect
 import math
 
 import numpy as np
@@ -49,6 +50,27 @@ def test_pr1_any_value_in_any_field(engine, field):
     want = control(engine)
     ran = [refused_or_done(engine, [1, 2, 3], **{field: value}) for value in ODD]
     assert any(ran) and not all(ran) and control(engine) == want
+
+
+ARGUMENTS = [name for name in inspect.signature(Engine).parameters if name not in ("target", "config", "warmup")]
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_pr1_any_value_of_any_argument_of_an_engine(name, tmp_path, monkeypatch):
+    """Taken, or refused by a typed error that names where; nothing is built for that. What goes with it is as a caller would have it."""
+    monkeypatch.chdir(tmp_path)  # some of the values are names of directories
+    beside = {"verify_budget": {"policy": "budget"}, "latency_target": {"policy": "latency"}, "cost_cache": {"policy": "auto"}}.get(name, {})
+    arguments = {"target": demo_pair()[0], "draft": demo_pair()[1]} | beside
+    ran = []
+    for value in [*ODD, "auto", "bf16", "int4", "cpu", "fixed", "coupled", demo_pair()[1], tmp_path]:
+        try:
+            Engine.plan(**arguments | {name: value})
+            ran.append(True)
+        except (ValueError, paceline.CapacityError, paceline.ModelFileError) as error:
+            assert str(error).startswith(("[Engine] ", "[plan] ", str(value))), (value, error)  # a file is named by its path
+            ran.append(False)
+    assert any(ran) and not all(ran)
+    assert not list(tmp_path.iterdir())
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

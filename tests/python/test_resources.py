@@ -188,6 +188,46 @@ def test_descriptors_may_run_out(pair):
         assert result == whole or result.split(":")[0] in ("ModelFileError", "OSError", "RuntimeError", "CapacityError"), result
 
 
+CONTROL_GROUP = START + """
+group = pathlib.Path(sys.argv[2])
+said.append(attempt())
+(group / "cgroup.procs").write_text(str(os.getpid()))  # what it holds by now is not counted
+(group / sys.argv[3]).write_text(str(int(sys.argv[4]) << 20))
+said.append(attempt(kv_cache_tokens=1_000_000))
+said.append(attempt())
+(group.parent / "cgroup.procs").write_text(str(os.getpid()))
+said.append(attempt(kv_cache_tokens=1_000_000))
+"""
+
+
+@pytest.fixture
+def control_group():
+    """(a group for one process, its file of the limit) of either version."""
+    for parent, limit in ((pathlib.Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"), (pathlib.Path("/sys/fs/cgroup"), "memory.max")):
+        group = parent / f"paceline-test-{os.getpid()}"
+        try:
+            group.mkdir()
+        except OSError:
+            continue
+        try:
+            if (group / limit).exists():
+                yield group, limit
+                return
+        finally:
+            group.rmdir()
+    pytest.skip("no memory control group can be made here")
+
+
+@pytest.mark.parametrize("megabytes", [64, 200])
+def test_a_control_group_s_memory_is_all_there_is(pair, control_group, megabytes):
+    """More would end the process, so it is refused before it is taken; what fits runs."""
+    group, limit = control_group
+    whole, refused, small, free = run(CONTROL_GROUP, pair, group, limit, megabytes)
+    assert isinstance(whole, list) and free == whole  # outside the group there is room
+    assert isinstance(refused, str) and refused.startswith("CapacityError"), refused
+    assert small == whole if megabytes == 200 else small == whole or small.startswith("CapacityError"), small
+
+
 ONE_CPU = START + """
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 for threads in (None, 1, 4):

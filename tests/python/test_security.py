@@ -95,6 +95,48 @@ def test_se2_the_hook_sees_what_others_would_do(tmp_path):
     assert any(line.startswith("os.system") for line in done.stdout.splitlines()) and any(line.startswith("pickle.find_class") for line in done.stdout.splitlines())
 
 
+CALLS = ("execve", "posix_spawn", "system", "popen", "fork", "socket", "dlopen")
+
+
+def calls_of(script, tmp_path, model):
+    """What the libraries below Python were asked for, which no hook of Python sees: (call, argument), from `begin` on."""
+    log = tmp_path / "calls"
+    layer = {"LD_PRELOAD": str(ROOT / "build/test/libwatched_calls.so"), "PACELINE_WATCHED_CALLS": str(log)}
+    done = subprocess.run([sys.executable, "-c", script, model], capture_output=True, text=True, timeout=120, cwd=tmp_path, env=os.environ | layer)
+    assert done.returncode == 0, done.stderr
+    lines = log.read_text().splitlines()
+    return [tuple(line.split(" ", 1)) for line in lines[lines.index("open /begin") + 1:]]
+
+
+CALLING = """
+import os, sys
+import paceline
+paceline.Engine(*paceline.demo_pair(), warmup=False).close()
+try: os.open("/begin", os.O_RDONLY)
+except OSError: pass
+with paceline.Engine(sys.argv[1], sys.argv[1], device="cpu", num_speculative_tokens=2) as engine:
+    engine.generate("import os", max_tokens=8, temperature=1.0, stop="nothing")
+"""
+
+
+def test_se2_nothing_is_run_or_reached_below_python_either(trapped, tmp_path):
+    calls = calls_of(CALLING, tmp_path, trapped)
+    assert [call for call in calls if call[0] in CALLS] == []
+    model = re.compile(rf"{re.escape(str(trapped))}/(config|generation_config|tokenizer|tokenizer_config|special_tokens_map)\.json$|{re.escape(str(trapped))}/(model\.safetensors|chat_template\.jinja)$")
+    others = re.compile(r"/proc/|/sys/|/dev/urandom$")  # what the machine is
+    opened = [name for call, name in calls if call == "open"]
+    assert any(model.match(name) for name in opened), "the layer sees what is opened"
+    assert [name for name in opened if not model.match(name) and not others.match(name)] == []
+
+
+@pytest.mark.parametrize("code, call", [
+    ("os.system('true')", "system"), ("os.posix_spawn('/bin/true', ['true'], {})", "posix_spawn"), ("import socket; socket.socket()", "socket"),
+    ("import ctypes; ctypes.CDLL('libm.so.6')", "dlopen"), ("os.fork() or os._exit(0)", "fork"), ("open('secret', 'w')", "open")])
+def test_se2_the_layer_sees_what_others_would_do(tmp_path, code, call):
+    """Test of the test."""
+    assert call in [name for name, _ in calls_of(CALLING + code, tmp_path, demo_pair()[1])]
+
+
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.pth", "model.ckpt", "model.gguf", "model.msgpack", "model.h5"])
 def test_se2_other_formats_are_refused_by_name(tmp_path, name):
     target = shutil.copytree(demo_pair()[1], tmp_path / "model", ignore=shutil.ignore_patterns("model.safetensors"))
