@@ -6,9 +6,11 @@
 
 #include <atomic>
 #include <filesystem>
+#include <fstream>
 #include <mutex>
 
 #include "backend/cpu/cpu_backend.h"
+#include "backend/cpu/cpu_quota.h"
 #include "cpp/test.h"
 #include "cpp/tiny_models.h"
 #include "cpp/watchdog.h"
@@ -321,6 +323,35 @@ TEST(a_forked_child_is_told_and_can_build_anew) {
   std::atomic<int> ran{0};
   pool->run([&](int, int) { ++ran; });
   CHECK(ran == 2, "the parent goes on");
+}
+
+// Groups as both versions write them: the least quota of a group and those that it is in, rounded up.
+TEST(a_control_group_s_quota_is_respected) {
+  namespace fs = std::filesystem;
+  const fs::path root = fs::temp_directory_path() / message("paceline-quota-", getpid());
+  const auto put = [&](const char* file, const char* text) {
+    fs::create_directories((root / file).parent_path());
+    std::ofstream(root / file) << text;
+  };
+  const auto quota = [&] { return cpu::cpu_quota(root.string() + "/self", root.string() + "/groups"); };
+  CHECK(quota() == 0, "nothing is there");
+  put("self/cgroup", "0::/a/b\n");
+  CHECK(quota() == 0, "no such group");
+  put("groups/cpu.max", "max 100000\n");
+  CHECK(quota() == 0, quota());
+  put("groups/a/b/cpu.max", "250000 100000\n");
+  CHECK(quota() == 3, quota());
+  put("groups/a/cpu.max", "150000 100000\n");
+  CHECK(quota() == 2, "the group above has less: ", quota());
+  put("self/cgroup", "4:memory:/x\n3:cpu,cpuacct:/jobs/one\n0::/\n");
+  CHECK(quota() == 0, quota());
+  put("groups/cpu/jobs/one/cpu.cfs_quota_us", "-1\n"), put("groups/cpu/jobs/one/cpu.cfs_period_us", "100000\n");
+  CHECK(quota() == 0, quota());
+  put("groups/cpu/jobs/one/cpu.cfs_quota_us", "50000\n");
+  CHECK(quota() == 1, quota());
+  put("self/cgroup", "3:cpuset:/jobs/one\nnothing of the kind\n:\n");
+  CHECK(quota() == 0, quota());
+  fs::remove_all(root);
 }
 
 TEST_MAIN()

@@ -5,8 +5,10 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import paceline
 import pytest
+from checkpoint_writer import tensor_shapes, write_checkpoint
 from paceline import Engine, demo_pair
 from paceline.memory_plan import MemoryPlan
 
@@ -74,6 +76,32 @@ def test_a_model_of_any_size_is_planned_from_its_config(tmp_path):
     assert 2e8 < workspace < 1e9 and not fits
     with pytest.raises(paceline.ModelFileError, match=r"expected model\.safetensors"):
         Engine(tmp_path)
+
+
+LOADED = """
+import json, pathlib, sys, paceline
+
+def resident(line):
+    return next(int(each.split()[1]) << 10 for each in pathlib.Path("/proc/self/status").read_text().splitlines() if each.startswith(line))
+
+paceline.Engine(paceline.demo_pair()[0], warmup=False).close()  # what is taken once
+pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
+before = resident("VmRSS")
+with paceline.Engine(sys.argv[1], dtype=sys.argv[2], max_model_len=64, trace_cycles=0, warmup=False) as engine:
+    print(json.dumps([resident("VmHWM") - before, engine.info["weight_bytes"]]))
+"""
+
+
+@pytest.mark.parametrize("stored, dtype", [("BF16", "int4"), ("F32", "int8"), ("BF16", "bf16")])
+def test_a_load_takes_the_packed_weights_and_a_layer_at_most(tmp_path, stored, dtype):
+    """Of a checkpoint of eight layers, 240 MB in bf16."""
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 8192, "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 8,
+              "num_attention_heads": 16, "num_key_value_heads": 16, "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "tie_word_embeddings": False}
+    write_checkpoint(tmp_path, config, [(name, shape, lambda shape=shape: np.full(shape, 0.01, np.float32)) for name, shape in tensor_shapes(config)], stored)
+    done = subprocess.run([sys.executable, "-c", LOADED, tmp_path, dtype], capture_output=True, text=True, timeout=120, check=True)
+    peak, packed = json.loads(done.stdout)
+    layer = (4 * 1024**2 + 3 * 1024 * 2816) * {"BF16": 2, "F32": 4}[stored]
+    assert packed < peak < packed + layer + 40e6, (peak, packed, layer)  # 40 MB: pages of KV, workspaces, stacks
 
 
 @pytest.mark.parametrize("stated, dtype", [("float32", "fp32"), ("bfloat16", "bf16"), ("float16", "bf16"), (None, "bf16"), (7, "bf16")])

@@ -201,9 +201,10 @@ said.append(attempt(kv_cache_tokens=1_000_000))
 
 
 @pytest.fixture
-def control_group():
-    """(a group for one process, its file of the limit) of either version."""
-    for parent, limit in ((pathlib.Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"), (pathlib.Path("/sys/fs/cgroup"), "memory.max")):
+def control_group(request):
+    """(a group for one process, its file of the limit) of either version: of memory, or of what the test names."""
+    what, limits = getattr(request, "param", ("memory", ("memory.limit_in_bytes", "memory.max")))
+    for parent, limit in zip((pathlib.Path("/sys/fs/cgroup", what), pathlib.Path("/sys/fs/cgroup")), limits, strict=True):
         group = parent / f"paceline-test-{os.getpid()}"
         try:
             group.mkdir()
@@ -215,7 +216,7 @@ def control_group():
                 return
         finally:
             group.rmdir()
-    pytest.skip("no memory control group can be made here")
+    pytest.skip(f"no control group of {what} can be made here")
 
 
 @pytest.mark.parametrize("megabytes", [64, 200])
@@ -226,6 +227,26 @@ def test_a_control_group_s_memory_is_all_there_is(pair, control_group, megabytes
     assert isinstance(whole, list) and free == whole  # outside the group there is room
     assert isinstance(refused, str) and refused.startswith("CapacityError"), refused
     assert small == whole if megabytes == 200 else small == whole or small.startswith("CapacityError"), small
+
+
+QUOTA = START + """
+group = pathlib.Path(sys.argv[2])
+said.append(paceline.Engine.plan(directory / "target").fits and len(os.sched_getaffinity(0)))
+(group / "cgroup.procs").write_text(str(os.getpid()))
+(group / sys.argv[3]).write_text("50000" if sys.argv[3].endswith("us") else "50000 100000")
+with paceline.Engine(directory / "target", warmup=False) as engine:
+    said.append([engine.info["num_threads"], list(engine.generate([1, 2, 3], max_tokens=4).token_ids)])
+(group.parent / "cgroup.procs").write_text(str(os.getpid()))
+with paceline.Engine(directory / "target", warmup=False) as engine:
+    said.append([engine.info["num_threads"], list(engine.generate([1, 2, 3], max_tokens=4).token_ids)])
+"""
+
+
+@pytest.mark.parametrize("control_group", [("cpu", ("cpu.cfs_quota_us", "cpu.max"))], indirect=True, ids=["cpu"])
+def test_a_control_group_s_quota_is_the_number_of_threads(pair, control_group):
+    """Half a core: one thread, where more would be stopped in the middle of each pass."""
+    cores, (few, text), (many, same) = run(QUOTA, pair, *control_group)
+    assert (few, many) == (1, cores) and text == same
 
 
 ONE_CPU = START + """

@@ -6,9 +6,9 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <fstream>
 #include <system_error>
 
+#include "backend/cpu/cpu_quota.h"
 #include "backend/cpu/float_mode.h"
 #include "backend/cpu/forks.h"
 #include "core/error.h"
@@ -31,14 +31,6 @@ uint32_t wait_while(const std::atomic<uint32_t>& value, uint32_t old) {
   }
   value.wait(old, std::memory_order_acquire);
   return value.load(std::memory_order_acquire);
-}
-
-// Cores a cgroup grants, rounded up; 0 = no quota ("max").
-int cgroup_quota() {
-  std::ifstream file("/sys/fs/cgroup/cpu.max");
-  double quota = 0, period = 0;
-  if (!(file >> quota >> period) || period <= 0) return 0;
-  return int((quota + period - 1) / period);
 }
 
 cpu_set_t only(int cpu) {
@@ -65,7 +57,7 @@ int ThreadPool::usable_threads() {
   cpu_set_t set;
   int count = int(std::thread::hardware_concurrency());  // a machine of more than 1024 cores does not fit the set
   if (sched_getaffinity(0, sizeof set, &set) == 0) count = CPU_COUNT(&set);
-  const int quota = cgroup_quota();
+  const int quota = cpu_quota();
   return std::max(1, quota ? std::min(count, quota) : count);
 }
 
