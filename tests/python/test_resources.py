@@ -253,13 +253,15 @@ ONE_CPU = START + """
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 for threads in (None, 1, 4):
     said.append(attempt(num_threads=threads))
+with paceline.Engine(directory / "target", warmup=False) as engine:
+    said.append(engine.info["num_threads"])
 said.append(len(os.sched_getaffinity(0)))
 """
 
 
 def test_one_cpu_is_enough(pair):
-    *texts, cpus = run(ONE_CPU, pair)
-    assert cpus == 1 and all(text == texts[0] and isinstance(text, list) for text in texts), texts
+    *texts, threads, cpus = run(ONE_CPU, pair)
+    assert cpus == threads == 1 and all(text == texts[0] and isinstance(text, list) for text in texts), texts
 
 
 NO_THREADS = START + """
