@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <ctime>
 #include <filesystem>
 #include <fstream>
 #include <mutex>
@@ -323,6 +324,21 @@ TEST(a_forked_child_is_told_and_can_build_anew) {
   std::atomic<int> ran{0};
   pool->run([&](int, int) { ++ran; });
   CHECK(ran == 2, "the parent goes on");
+}
+
+// Workers spin for tens of microseconds after their last run, then sleep: of 200 ms without work they take no tenth.
+TEST(an_idle_pool_takes_no_core) {
+  ThreadPool pool(4);
+  const auto spent = [] {
+    timespec now;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
+    return double(now.tv_sec) + 1e-9 * double(now.tv_nsec);
+  };
+  pool.run([](int, int) {});
+  usleep(20000);
+  const double before = spent();
+  usleep(200000);
+  CHECK(spent() - before < 0.02, spent() - before, " s of 0.2");
 }
 
 // Groups as both versions write them: the least quota of a group and those that it is in, rounded up.
